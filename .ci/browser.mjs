@@ -1,0 +1,127 @@
+// node browser.mjs TOOLS CHROMIUM URL PAGE...: opens every page as a reader would and says what is wrong with it.
+// TOOLS is a folder with node_modules/playwright-core. The last line is "N passed, N failed".
+import { createRequire } from "node:module";
+import path from "node:path";
+
+const [tools, executablePath, url, ...pages] = process.argv.slice(2);
+const { chromium } = createRequire(path.join(path.resolve(tools), "x.js"))("playwright-core");
+const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
+const DESKTOP = { width: 1280, height: 900 }, PHONE = { width: 390, height: 844 };
+const browser = await chromium.launch({ executablePath, args, headless: true });
+let passed = 0, failed = 0, formulas = 0;
+
+async function check(name, look) {
+  const problems = [];
+  const context = await browser.newContext({ viewport: DESKTOP, colorScheme: "light" });
+  const page = await context.newPage();
+  page.setDefaultTimeout(60000);
+  page.on("requestfailed", r => problems.push(`request failed: ${r.url().slice(0, 150)} ${r.failure()?.errorText}`));
+  page.on("response", r => { if (r.status() >= 400) problems.push(`${r.status()} ${r.url()}`); });
+  page.on("pageerror", e => problems.push(`page error: ${e.message}`));
+  page.on("console", m => { if (m.type() === "error") problems.push(`console: ${m.text().slice(0, 300)}`); });
+  try { await look(page, problems); } catch (e) { problems.push(`${e.name}: ${e.message.split("\n")[0]}`); }
+  await context.close();
+  problems.length ? failed++ : passed++;
+  console.log(`${problems.length ? "FAILED" : "passed"} ${name}`);
+  for (const p of [...new Set(problems)]) console.log(`    ${p}`);
+}
+
+// Open a page and wait until it is still and its maths is drawn (if it never is, `wrong` will say so).
+async function open(page, to) {
+  await page.goto(to, { waitUntil: "load" });
+  await page.waitForLoadState("networkidle");
+  await page.waitForFunction(() => [...document.querySelectorAll(".math")].every(m => m.querySelector(".katex, math")), null, { timeout: 15000 }).catch(() => {});
+}
+
+// What can be seen to be wrong in a loaded page, as a list of lines.
+const wrong = async page => page.evaluate(async () => {
+  const out = [], main = document.querySelector("main") || document.body;
+  for (const details of document.querySelectorAll("details")) details.open = true;     // a solution's pictures too
+  for (const img of document.images) {
+    img.loading = "eager";
+    try { await img.decode(); } catch { out.push(`broken picture ${img.src.slice(0, 120)}`); }
+  }
+  for (const video of document.querySelectorAll("video")) {
+    video.load();
+    const ok = await new Promise(done => {
+      video.addEventListener("loadeddata", () => done(true));
+      for (const v of [video, ...video.querySelectorAll("source")]) v.addEventListener("error", () => done(false));
+      setTimeout(() => done(false), 10000);
+    });
+    if (!ok) out.push(`broken film ${video.currentSrc}`);
+  }
+  for (const bad of document.querySelectorAll(".katex-error")) out.push(`KaTeX: ${bad.title || bad.textContent}`);
+  for (const math of document.querySelectorAll(".math"))
+    if (!math.querySelector(".katex, math")) out.push(`maths not rendered: ${math.textContent.slice(0, 80)}`);
+  const prose = main.cloneNode(true);
+  prose.querySelectorAll("pre, code, .katex, script, style, svg").forEach(e => e.remove());
+  for (const raw of [/\$\$/, /\\(frac|sqrt|alpha|bar|mathbb|begin)\b/, /^:::/m, /\{#(eq|fig|tbl|sec)-/, /(^|\s)@(eq|fig|tbl|sec)-/, /#\|/])
+    if (raw.test(prose.textContent)) out.push(`raw markup shown: ${prose.textContent.match(raw.source.startsWith("^") ? raw : new RegExp(`.{0,40}${raw.source}.{0,40}`))?.[0]}`);
+  if (!document.querySelector("h1")?.textContent.trim()) out.push("no title");
+  return out;
+});
+
+// Least contrast of the page's text with its background (WCAG ratio), and how bright the background is.
+const contrast = async page => page.evaluate(() => {
+  const rgba = s => { const v = (s.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number); return [v[0], v[1], v[2], (v[3] ?? 1) * 255]; };
+  const luminance = c => { const f = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; return .2126 * f(c[0]) + .7152 * f(c[1]) + .0722 * f(c[2]); };
+  const background = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 127) return c; } return [255, 255, 255, 255]; };
+  let least = 99, where = "";
+  for (const e of document.querySelectorAll("main p, main li, main h2, main pre code, main pre code span")) {
+    if (!e.textContent.trim() || !e.offsetParent) continue;
+    const [a, b] = [luminance(rgba(getComputedStyle(e).color)), luminance(background(e))];
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < least) { least = ratio; where = `${e.tagName.toLowerCase()}.${e.className} ${e.textContent.trim().slice(0, 40)}`; }
+  }
+  return { least, where, page: luminance(background(document.body)) };
+});
+
+// What reaches past the screen's edge without a scrolling box of its own: the page would scroll, or cut it off.
+const scrollsSideways = async page => page.evaluate(() => {
+  const wide = document.documentElement.clientWidth, over = document.scrollingElement.scrollWidth;
+  const boxed = e => { for (let p = e.parentElement; p && p.id !== "quarto-content" && p !== document.body; p = p.parentElement) if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)) return true; };
+  const guilty = [...document.querySelectorAll("main *")].filter(e => e.getClientRects().length && e.getBoundingClientRect().right > wide + 1 && !boxed(e));
+  if (over <= wide && !guilty.length) return null;
+  return `wider than a screen of ${wide} px (${over}): ${guilty.slice(0, 3).map(e => `${e.tagName.toLowerCase()}.${e.className} ${e.textContent.trim().slice(0, 40)}`).join("; ")}`;
+});
+
+const darkSwitch = ".quarto-color-scheme-toggle, .sd-color-toggle, [class*='color-scheme-toggle']";
+
+for (const name of pages) await check(name, async (page, problems) => {
+  await open(page, url + name);
+  problems.push(...await wrong(page));
+  formulas += await page.locator(".katex").count();
+  const light = await contrast(page);
+  if (light.page < .5) problems.push(`light mode is dark (luminance ${light.page.toFixed(2)})`);
+  await page.locator(darkSwitch).filter({ visible: true }).first().click();
+  await page.waitForTimeout(250);
+  const dark = await contrast(page);
+  if (dark.page > .2) problems.push(`dark mode is not dark (luminance ${dark.page.toFixed(2)})`);
+  for (const [mode, c] of [["light", light], ["dark", dark]])
+    if (c.least < 3) problems.push(`${mode} mode: contrast ${c.least.toFixed(2)} at ${c.where}`);
+  await page.reload({ waitUntil: "networkidle" });
+  if ((await contrast(page)).page > .2) problems.push("dark mode is forgotten on reload");
+  await page.setViewportSize(PHONE);
+  await page.waitForTimeout(200);
+  const sideways = await scrollsSideways(page);
+  if (sideways) problems.push(sideways);
+});
+
+await check("search finds add_noise", async (page, problems) => {
+  await open(page, url);
+  await page.locator(".smalldocs-search input").filter({ visible: true }).first().fill("add_noise");
+  const hits = page.locator(".search-result");
+  await hits.first().waitFor();
+  const texts = await hits.allTextContents();
+  if (!texts.some(t => t.includes("add_noise"))) problems.push(`no hit names it: ${texts[0]}`);
+  await hits.first().click();
+  await page.waitForLoadState("networkidle");
+  if (!(await page.locator("main").textContent()).includes("add_noise")) problems.push(`${page.url()} does not mention it`);
+});
+
+await check(`${formulas} formulas shown`, async (page, problems) => { if (!formulas) problems.push("maths is rendered nowhere"); });
+
+await browser.close();
+console.log(`${passed} passed, ${failed} failed`);
+process.exit(failed || !passed ? 1 : 0);
