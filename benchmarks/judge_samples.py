@@ -23,7 +23,7 @@ def arguments():
     p.add_argument("--weights", type=Path, default=Path(str(files("zerodiff") / "weights" / "flowers.safetensors")))
     p.add_argument("--n", type=int, default=10, help="samples of each class (10)")
     p.add_argument("--steps", type=int, default=20)
-    p.add_argument("--scale", type=float, default=2., help="guidance weight: 1 is plain conditional (2)")
+    p.add_argument("--scale", type=float, default=3., help="guidance weight: 1 is plain conditional (3)")
     p.add_argument("--sampler", choices=list(samplers), default="dpmpp_2m")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--batch", type=int, default=51, help="pictures at once")

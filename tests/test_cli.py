@@ -120,6 +120,7 @@ def test_train_kill_resume_sample(tmp_path, capsys):
     assert before > 0
     assert main(["train", "--data", str(pictures), *SMALL, "--resume", str(run), "--steps", str(before + 5)]) == 0
     assert header(run / "checkpoint.safetensors")["info"]["progress"]["step"] == before + 5
+    assert header(run / "checkpoint.safetensors")["info"]["command"].startswith("zerodiff train --data pictures --size 16")
     assert "kind 1" in str(header(run / "checkpoint.safetensors")["info"]["classes"]) and str(tmp_path) not in str(header(run / "checkpoint.safetensors"))
     assert sample(str(run / "checkpoint.safetensors"), tmp_path / "x.png", "--class", "kind 1") == 0
 

@@ -648,3 +648,9 @@ def test_the_real_flowers():
     held = prints(part["held"].images)
     for flip in (False, True):
         assert (held @ prints(part["fit"].images, flip).T).max() < .9
+
+
+def test_no_pictures_is_a_data_set_too():
+    "An empty list of indices used to become a tensor of floats, which cannot index."
+    data = garden(3, 8)
+    assert len(data.subset([])) == 0 and data.batch([])[0].shape == (0, 3, 8, 8)

@@ -32,7 +32,7 @@ def to_uint8(x):
     if x.isnan().any(): raise ValueError("to_uint8(x): x holds NaN, so the model or its sampler has diverged")
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #2d5d0869
+# %% ../nbs/00_data.ipynb #d6774625
 class Pictures:
     """A whole data set in memory: uint8 `images` (N, 3, H, W), int64 `labels` (N,) and what is known about them.
 
@@ -64,15 +64,19 @@ class Pictures:
         "The same pictures with images and labels on `device`, where `batch` then works."
         return Pictures(self.images.to(device), self.labels.to(device), self.classes, self.captions, self.attributes)
 
+    def _places(self, indices):
+        i = torch.as_tensor(indices, device=self.images.device)
+        if i.dtype == torch.bool: return i.nonzero()[:, 0]
+        return i if len(i) else i.long()           # an empty list would make a tensor of floats
+
     def batch(self, indices):
         """Pictures and labels at `indices` (list, range or int64 tensor): (B, 3, H, W) float32 in [-1, 1], (B,) int64."""
-        i = torch.as_tensor(indices, device=self.images.device)
+        i = self._places(indices)
         return to_float(self.images[i]), self.labels[i]
 
     def subset(self, indices):
         """A new `Pictures` of those at `indices` (list, range, int64 or boolean tensor), in that order."""
-        i = torch.as_tensor(indices, device=self.images.device)
-        if i.dtype == torch.bool: i = i.nonzero()[:, 0]
+        i = self._places(indices)
         captions = self.captions and [self.captions[j] for j in i.tolist()]
         return Pictures(self.images[i], self.labels[i], self.classes, captions,
                         {k: v[i.to(v.device)] for k, v in self.attributes.items()})

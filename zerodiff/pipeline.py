@@ -42,7 +42,7 @@ def find_class(wanted: str | int, classes: list[str]) -> int:
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"expected one of {len(classes)} names, such as {classes[0]!r}"
     raise ValueError(f"class: got {wanted!r}, {hint}")
 
-# %% ../nbs/13_pipeline.ipynb #c87cb081
+# %% ../nbs/13_pipeline.ipynb #9566923e
 class Pipeline:
     """Pictures from a weights file: `Pipeline.load("flowers")("sunflower", n=16)` is a tensor (16, 3, H, W) in [-1, 1].
 
@@ -72,7 +72,7 @@ class Pipeline:
         return torch.tensor([find_class(c, self.classes) for c in wanted]).repeat_interleave(n)
 
     @torch.no_grad()
-    def walk(self, labels: Tensor | None, rng: list, steps: int = 20, sampler: str = "dpmpp_2m", scale: float = 2.) -> Iterator[Step]:
+    def walk(self, labels: Tensor | None, rng: list, steps: int = 20, sampler: str = "dpmpp_2m", scale: float = 3.) -> Iterator[Step]:
         "Every `Step` of one batch, with one picture for each generator in `rng`."
         if sampler not in samplers: raise ValueError(f"sampler: got {sampler!r}, expected one of {', '.join(samplers)}")
         x = randn((len(rng), 3, self.size, self.size), rng, self.device)
@@ -89,7 +89,7 @@ class Pipeline:
             mine = range(i, min(i + batch, total))
             yield None if labels is None else labels[mine.start:mine.stop], [generators(seed, 1, j % n)[0] for j in mine]
 
-    def __call__(self, classes=None, n: int = 16, steps: int = 20, scale: float = 2., seed: int = 0, sampler: str = "dpmpp_2m",
+    def __call__(self, classes=None, n: int = 16, steps: int = 20, scale: float = 3., seed: int = 0, sampler: str = "dpmpp_2m",
                  batch: int = 64, progress: bool = False) -> Tensor:
         "`n` pictures of each of `classes`, as float32 (B, 3, H, W) in [-1, 1] on the CPU."
         work, done = list(self.batches(classes, n, seed, batch)), []
@@ -99,7 +99,7 @@ class Pipeline:
                 done.append(step.x.clamp(-1, 1).float().cpu())
         return torch.cat(done)
 
-    def film(self, classes=None, n: int = 16, steps: int = 40, scale: float = 2., seed: int = 0, sampler: str = "dpmpp_2m",
+    def film(self, classes=None, n: int = 16, steps: int = 40, scale: float = 3., seed: int = 0, sampler: str = "dpmpp_2m",
              guesses: bool = False) -> Iterator[Tensor]:
         "The same pictures on their way out of the noise: x_t after each step, or the model's `guesses` at x0."
         (labels, rng), = self.batches(classes, n, seed, batch=10**6)

@@ -34,7 +34,7 @@ def _one_each(name, value, means):
     if not (value > 0).all(): raise ValueError(f"{name}: got {value.min():g}, expected positive numbers")
     return value.expand(len(means))
 
-# %% ../nbs/01_noise_schedule.ipynb #8e98bf19
+# %% ../nbs/01_noise_schedule.ipynb #8d7674b6
 class ForwardProcess:
     """`x_t = alpha_t x_0 + sigma_t eps` at integer steps t in 0..T-1, from `alpha_bar` (T,), the falling `alpha_t**2` in 0..1.
 
@@ -56,8 +56,7 @@ class ForwardProcess:
         "`(alpha_t, sigma_t)`, each shaped (B, 1, ...) to multiply `like` (B, ...), in its dtype and on its device."
         a = self._lookup(t).reshape(-1, *[1] * (like.ndim - 1))
         if 1 < len(a) != len(like) > 1: raise ValueError(f"t: got {len(a)} steps for a batch of {len(like)}")
-        a = a.to(like.device)
-        return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
+        return tuple(c.sqrt().to(like.dtype).to(like.device) for c in (a, 1 - a))      # cast first: MPS has no float64
 
     def add_noise(self, x0: Tensor, t, eps: Tensor) -> Tensor:
         "`x_t` from the clean `x0` and the noise `eps`, both (B, ...), at steps `t` (DDPM, 2006.11239, eq. 4)."
