@@ -141,7 +141,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, steps=20, *, 
             before, h_before = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/04_sampling.ipynb #3484a63d
+# %% ../nbs/04_sampling.ipynb #3561c67f
 samplers = dict(ddpm=ddpm, ddim=ddim, dpmpp_2m=dpmpp_2m, heun=heun)
 
 @torch.no_grad()
@@ -159,5 +159,5 @@ def sample(denoise: Denoise, shape, schedule: NoiseSchedule, steps=20, sampler=d
     rng = generators(seed, shape[0], start)
     moves = [t for t, _ in path(schedule, steps, options.pop("spacing", "trailing"))]
     x = randn(shape, rng, device)
-    for step in tqdm(sampler(denoise, x, schedule, moves, rng=rng, **options), total=len(moves), disable=not progress): pass
+    for step in tqdm(sampler(denoise, x, schedule, moves, rng=rng, **options), total=len(moves), leave=False, disable=None if progress else True): pass
     return step.x
