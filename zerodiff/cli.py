@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   zerodiff info
 """
 
-# %% ../nbs/13b_command_line.ipynb #dc18660d
+# %% ../nbs/13b_command_line.ipynb #65356715
 def parser() -> argparse.ArgumentParser:
     "All commands and options."
     top = argparse.ArgumentParser("zerodiff", description="Flowers from noise: sample a diffusion model, or train one on pictures of your own.",
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 def sample_options(p):
+    "The options of `sample`."
     p.add_argument("--class", dest="classes", nargs="+", metavar="NAME", help="names (or parts of them), numbers, or 'all'; without it: any")
     p.add_argument("-n", type=int, default=16, help="pictures of each class (default 16)")
     p.add_argument("--steps", type=int, default=20, help="steps of the sampler (default 20)")
@@ -50,6 +51,7 @@ def sample_options(p):
     p.add_argument("--out", default="flowers.png", metavar="FILE", help=".png for the pictures, .gif or .mp4 for the film (default flowers.png)")
 
 def train_options(p):
+    "The options of `train`."
     p.add_argument("--data", required=True, metavar="flowers102|garden|FOLDER", help="subfolders of a folder are its classes")
     p.add_argument("--size", type=int, default=32, help="height and width of the pictures (default 32)")
     p.add_argument("--steps", type=int, help="steps to train (a resumed run: in all)")
