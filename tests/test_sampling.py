@@ -4,6 +4,7 @@
 """
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -369,12 +370,14 @@ def test_other_errors_name_their_argument():
     with pytest.raises(TypeError, match="clip"): sample(d, (1, 3, 4, 4), schedule, clip=1.)
 
 
-def test_progress_bar_only_when_asked(capfd):
+def test_progress_bar_only_when_asked_and_never_in_a_log(capsys, monkeypatch):
     schedule = cosine_schedule()
-    sample(denoiser(schedule), (1, 3, 4, 4), schedule, 4)
-    assert capfd.readouterr().err == ""
-    sample(denoiser(schedule), (1, 3, 4, 4), schedule, 4, progress=True)
-    assert "4/4" in capfd.readouterr().err
+    def said(**options):
+        sample(denoiser(schedule), (1, 3, 4, 4), schedule, 4, **options)
+        return capsys.readouterr().err
+    assert said() == said(progress=True) == ""                            # pytest's stderr is no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert said() == "" and "0/4" in said(progress=True)
 
 
 if __name__ == "__main__": freeze()

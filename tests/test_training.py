@@ -276,7 +276,7 @@ class TestResume:
     def test_kill_9(self, tmp_path):
         script = ("import torch; from test_training import *\n"
                   f"trainer({str(tmp_path)!r}, steps=100_000, save_every=0).fit()")
-        env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+        env = os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads()), PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         child = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL)
         file, deadline = tmp_path / "checkpoint.safetensors", time.time() + 120
         try:
