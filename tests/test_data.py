@@ -582,7 +582,7 @@ def test_cache_is_used_and_never_trusted(small, monkeypatch):
     for n, broken in enumerate((good[:-100], b"", b"\x08\0\0\0\0\0\0\0{}      ", b"x" * 500, bytes(flipped)), 3):
         cache.write_bytes(broken)
         assert torch.equal(flowers102(small, "all", 32).images, first.images) and len(calls) == n
-    assert cache.read_bytes() == good
+    assert torch.equal(flowers102(small, "all", 32).images, first.images) and len(calls) == 7      # made whole again
     flower(3, size=40, seed=5).save(jpg / "image_00002.jpg")            # the data change: the cache is stale
     after = flowers102(small, "all", 32)
     assert len(calls) == 8 and not torch.equal(after.images[1], first.images[1])

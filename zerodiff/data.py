@@ -32,54 +32,54 @@ def to_uint8(x):
     if x.isnan().any(): raise ValueError("to_uint8(x): x holds NaN, so the model or its sampler has diverged")
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #d6774625
+# %% ../nbs/00_data.ipynb #38eba97f
+def _check_pictures(images):
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images: expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+
+def _check_lengths(n, parts):
+    for name, v in parts.items():
+        if v is not None and len(v) != n: raise ValueError(f"{name}: {len(v)} of them for {n} pictures")
+
+def _places(indices, device):
+    "A list, range, int64 or boolean tensor of places as int64 (n,)."
+    i = torch.as_tensor(indices, device=device)
+    if i.dtype == torch.bool: return i.nonzero()[:, 0]
+    return i if len(i) else i.long()               # an empty list would make a tensor of floats
+
+# %% ../nbs/00_data.ipynb #03b3d6c4
 class Pictures:
     """A whole data set in memory: uint8 `images` (N, 3, H, W), int64 `labels` (N,) and what is known about them.
 
     `classes` names the labels (none: []), `captions` has a sentence for each or is None, `attributes` is a dict of tensors
-    of length N. Pictures come out as float32 in [-1, 1]. Errors: ValueError for other shapes, types and lengths.
-    """
+    of length N. Pictures come out as float32 in [-1, 1]. Errors: ValueError for other shapes, types and lengths."""
     def __init__(self, images, labels=None, classes=(), captions=None, attributes=None):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-        self.images, self.classes, self.captions = images, list(classes), captions
+        _check_pictures(images)
+        self.images, self.classes, self.captions, self.attributes = images, list(classes), captions, dict(attributes or {})
         self.labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else torch.as_tensor(labels).long()
-        self.attributes = dict(attributes or {})
-        for name, v in {"labels": self.labels, "captions": captions, **self.attributes}.items():
-            if v is not None and len(v) != len(images):
-                raise ValueError(f"{name}: {len(v)} of them for {len(images)} pictures")
+        _check_lengths(len(images), {"labels": self.labels, "captions": captions, **self.attributes})
 
     def __len__(self): return len(self.images)
     def __getitem__(self, i): return to_float(self.images[i]), int(self.labels[i])
-    def __repr__(self):
-        h, w = self.images.shape[-2:]
-        return f"Pictures({len(self)} of {h}x{w}, {len(self.classes)} classes)"
+    def __repr__(self): return f"Pictures({len(self)} of {'x'.join(map(str, self.images.shape[-2:]))}, {len(self.classes)} classes)"
 
-    @property
-    def ids(self):
-        "Oxford-102's picture ids (N,), 1..8189; None for other data."
-        return self.attributes.get("id")
+    ids = property(lambda self: self.attributes.get("id"), doc="Oxford-102's picture ids (N,), 1..8189; None for other data.")
 
     def to(self, device):
         "The same pictures with images and labels on `device`, where `batch` then works."
         return Pictures(self.images.to(device), self.labels.to(device), self.classes, self.captions, self.attributes)
 
-    def _places(self, indices):
-        i = torch.as_tensor(indices, device=self.images.device)
-        if i.dtype == torch.bool: return i.nonzero()[:, 0]
-        return i if len(i) else i.long()           # an empty list would make a tensor of floats
-
     def batch(self, indices):
-        """Pictures and labels at `indices` (list, range or int64 tensor): (B, 3, H, W) float32 in [-1, 1], (B,) int64."""
-        i = self._places(indices)
+        "Pictures and labels at `indices` (list, range or tensor): (B, 3, H, W) float32 in [-1, 1], (B,) int64."
+        i = _places(indices, self.images.device)
         return to_float(self.images[i]), self.labels[i]
 
     def subset(self, indices):
-        """A new `Pictures` of those at `indices` (list, range, int64 or boolean tensor), in that order."""
-        i = self._places(indices)
+        "A new `Pictures` of those at `indices` (list, range, int64 or boolean tensor), in that order."
+        i = _places(indices, self.images.device)
         captions = self.captions and [self.captions[j] for j in i.tolist()]
-        return Pictures(self.images[i], self.labels[i], self.classes, captions,
-                        {k: v[i.to(v.device)] for k, v in self.attributes.items()})
+        attributes = {k: v[i.to(v.device)] for k, v in self.attributes.items()}
+        return Pictures(self.images[i], self.labels[i], self.classes, captions, attributes)
 
 # %% ../nbs/00_data.ipynb #8ec9b6c9
 def need(package, extra):
@@ -248,12 +248,11 @@ def check_range(x, name="x", enough=8):
         raise ValueError(f"{came}: {len(x)} pictures without one negative value look like [0, 1], use {name} * 2 - 1")
     return x
 
-# %% ../nbs/00_data.ipynb #8f3e4ee4
+# %% ../nbs/00_data.ipynb #91582177
 def to_rgb(im):
     """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha put on white, 16 bits scaled to 8.
 
-    Errors: ValueError for float pictures outside 0..1 and for colour spaces PIL cannot convert.
-    """
+    Errors: ValueError for float pictures outside 0..1 and for colour spaces PIL cannot convert."""
     im = ImageOps.exif_transpose(im)
     if im.mode.startswith(("I", "F")):         # one channel of 16 bits or of floats: convert() would clip it at 255
         grey = np.asarray(im).astype(np.float32) / (1 if im.mode == "F" else 65535)
@@ -270,8 +269,7 @@ def resize_and_crop(im, size):
     """The largest centred square of a PIL image, averaged down to size x size: uint8 tensor (3, size, size).
 
     Area (box) resize: every pixel is the mean of those it covers; a smaller picture is enlarged bicubically.
-    Errors: ValueError for size < 1 and for a picture under 8 pixels high or wide.
-    """
+    Errors: ValueError for size < 1 and for a picture under 8 pixels high or wide."""
     if size < 1: raise ValueError(f"resize_and_crop(size): size is {size}, expected at least 1")
     side = min(im.size)
     if side < 8: raise ValueError(f"only {im.width}x{im.height} pixels, expected at least 8x8")
@@ -324,15 +322,14 @@ def save_image(x, path):
     im = Image.fromarray(_hwc(make_grid(x) if x.ndim == 4 else x))
     with replacing(path) as tmp: im.save(tmp)
 
-# %% ../nbs/00_data.ipynb #55c16b76
+# %% ../nbs/00_data.ipynb #43bcace1
 MAX_PIXELS = 50_000_000       # what a picture may hold decoded: some 400 MB at work
 
 def read_picture(path, size):
     """Read one picture file: uint8 (3, size, size) and its short side in pixels.
 
-    A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size.
-    Errors: OSError or ValueError for what is not a picture, is cut off, or would not fit in memory.
-    """
+    A JPEG far larger than needed is decoded at a fraction of its size. Errors: OSError or ValueError for what is not a
+    picture, is cut off, or would not fit in memory."""
     with open(path, "rb") as f: jpeg = f.read(3) == b"\xff\xd8\xff"
     try: im = JpegImagePlugin.JpegImageFile(path) if jpeg else Image.open(path)
     except Image.DecompressionBombError as e: raise ValueError(f"more than {MAX_PIXELS:,} pixels: make it smaller") from e
@@ -342,8 +339,7 @@ def read_picture(path, size):
         (width, height), pixels = im.size, im.width * im.height
         if jpeg: im.draft(None, (8 * size, 8 * size))
         if not im.info.get("progressive"): pixels = im.width * im.height    # progressive ones need all of it anyway
-        if pixels > MAX_PIXELS:
-            raise ValueError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels: make it smaller")
+        if pixels > MAX_PIXELS: raise ValueError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels: make it smaller")
         return resize_and_crop(im, size), min(width, height)
 
 def _decode(paths, size):
@@ -394,7 +390,7 @@ def image_folder(path, size=64, small=500):
     labels = [classes.index(names[i].parts[0]) if nested else 0 for i in keep]
     return Pictures(images[keep], torch.tensor(labels), classes)
 
-# %% ../nbs/00_data.ipynb #74ca7ef0
+# %% ../nbs/00_data.ipynb #9496a0c3
 def _cache_places(folder, size):
     "Where decoded pictures are kept: beside the data, or in the home folder where that cannot be written."
     name = sha256(str(folder.resolve()).encode()).hexdigest()[:8]
@@ -420,6 +416,7 @@ def _remember(places, key, images, sides):
             return
         except OSError: pass                           # read-only or full: a cache is a comfort, not a need
 
+# %% ../nbs/00_data.ipynb #0d338133
 def _decode_cached(paths, size):
     "`_decode`, remembered: the key holds the size asked for and each file's name, length and time."
     stats = [(p.name, s.st_size, s.st_mtime_ns) for p in paths for s in [p.stat()]]
@@ -447,15 +444,14 @@ def _open_flowers(root, download):
             f"get 102flowers.tgz, imagelabels.mat and setid.mat from {OXFORD} into a folder flowers-102, unpack the first "
             "there, and name the folder above it in ZERODIFF_DATA or root. garden() needs no download.") from e
 
-# %% ../nbs/00_data.ipynb #441e87b2
+# %% ../nbs/00_data.ipynb #98387e02
 def flowers102(root=None, split="fit", size=64, download=True):
     """The Oxford-102 flowers as `Pictures` of size x size, labels 0..101, `.ids` 1..8189.
 
     root: the folder that holds flowers-102 or gets it (345 MB), else ZERODIFF_DATA in the environment, else ~/.cache/zerodiff.
     split: ours are "fit" (nine in ten) and "held", the official ones "train", "val" and "test"; or "all".
     Errors: ValueError for an unknown split or broken pictures, FileNotFoundError where the data are not to be had.
-    Source: Nilsback and Zisserman, Automated flower classification over a large number of classes, ICVGIP 2008.
-    """
+    Source: Nilsback and Zisserman, Automated flower classification over a large number of classes, ICVGIP 2008."""
     if split not in SPLITS: raise ValueError(f"flowers102(split): got {split!r}, expected one of {', '.join(SPLITS)}")
     if size < 8: raise ValueError(f"flowers102(size): size is {size}, expected at least 8 pixels")
     root = Path(root or os.environ.get("ZERODIFF_DATA") or "~/.cache/zerodiff").expanduser()

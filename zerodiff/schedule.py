@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../nbs/01_noise_schedule.ipynb #32fc1f75
+# %% ../nbs/01_noise_schedule.ipynb #49dd6382
 def _check_T(T):
     if not isinstance(T, int) or T < 2: raise ValueError(f"T: got {T!r}, expected a whole number of steps, at least 2")
 
@@ -33,6 +33,14 @@ def _one_each(name, value, means):
     if value.ndim and value.shape != means.shape[:1]: raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected ({len(means)},)")
     if not (value > 0).all(): raise ValueError(f"{name}: got {value.min():g}, expected positive numbers")
     return value.expand(len(means))
+
+def _blobs(mixture, x, t, schedule):
+    "log(w_k p(x | k)) (B, K) of the noised mixture, the pulls (x - alpha m_k) / V_k (B, K, D), alpha and sigma (B, 1)."
+    m, s, w = (p.to(x) for p in (mixture.means, mixture.stds, mixture.weights))
+    alpha, sigma = schedule.at(t, x)
+    V, gap = alpha ** 2 * s ** 2 + sigma ** 2, x[:, None] - alpha[..., None] * m
+    log_p = w.log() - gap.square().sum(-1) / (2 * V) - m.shape[1] / 2 * (2 * math.pi * V).log()
+    return log_p, gap / V[..., None], alpha, sigma
 
 # %% ../nbs/01_noise_schedule.ipynb #8d7674b6
 class ForwardProcess:
@@ -145,7 +153,7 @@ def make_schedule(config: dict) -> NoiseSchedule:
     if name not in makers: raise ValueError(f"schedule: got name {name!r}, expected one of {', '.join(makers)}")
     return makers[name](**config)
 
-# %% ../nbs/01_noise_schedule.ipynb #2bc93484
+# %% ../nbs/01_noise_schedule.ipynb #bf396e79
 class GaussianMixture:
     """Data with an exact denoiser: K round Gaussians with `means` (K, D), `stds` (K,) or one for all, `weights` (K,) or None for equal ones.
 
@@ -166,26 +174,18 @@ class GaussianMixture:
         eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype, device=self.means.device)
         return self.means[k] + self.stds[k, None] * eps
 
-    def _blobs(self, x, t, schedule):
-        "log(w_k p(x | k)) (B, K) of the noised mixture, the pulls (x - alpha m_k) / V_k (B, K, D), alpha and sigma (B, 1)."
-        m, s, w = (p.to(x) for p in (self.means, self.stds, self.weights))
-        alpha, sigma = schedule.at(t, x)
-        V, gap = alpha ** 2 * s ** 2 + sigma ** 2, x[:, None] - alpha[..., None] * m
-        log_p = w.log() - gap.square().sum(-1) / (2 * V) - m.shape[1] / 2 * (2 * math.pi * V).log()
-        return log_p, gap / V[..., None], alpha, sigma
-
     def log_prob(self, x: Tensor, t, schedule: ForwardProcess) -> Tensor:
         "log p_t(x), shape (B,)."
-        return self._blobs(x, t, schedule)[0].logsumexp(1)
+        return _blobs(self, x, t, schedule)[0].logsumexp(1)
 
     def score(self, x: Tensor, t, schedule: ForwardProcess) -> Tensor:
         "The gradient of log p_t at x, shape (B, D)."
-        log_p, pulls, _, _ = self._blobs(x, t, schedule)
+        log_p, pulls, _, _ = _blobs(self, x, t, schedule)
         return -(log_p.softmax(1)[..., None] * pulls).sum(1)
 
     def denoise(self, x_t: Tensor, t, schedule: ForwardProcess) -> Prediction:
         "The exact posterior means of x_0 and of eps given x_t, both (B, D): the denoiser that no training can beat."
-        log_p, pulls, alpha, sigma = self._blobs(x_t, t, schedule)
+        log_p, pulls, alpha, sigma = _blobs(self, x_t, t, schedule)
         r = log_p.softmax(1)[..., None]
         m, s = self.means.to(x_t), self.stds.to(x_t)[:, None]
         return Prediction((r * (m + alpha[..., None] * s ** 2 * pulls)).sum(1), sigma * (r * pulls).sum(1))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['timestep_embedding', 'ChannelNorm', 'zeroed', 'Block', 'Network', 'find', 'build', 'Modulated', 'attention_slot',
-           'Stage', 'UNet']
+           'Stage', 'check_sides', 'UNet']
 
 # %% ../nbs/02_unet.ipynb #1af4d838
 import functools, importlib, inspect, json, math
@@ -57,7 +57,7 @@ class Block(nn.Module):
         h = torch.addcmul(shift, self.norm(h), 1 + scale)          # shift + norm(h) * (1 + scale), in one pass
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
-# %% ../nbs/02_unet.ipynb #e551ce14
+# %% ../nbs/02_unet.ipynb #06b71acc
 class Network(nn.Module):
     """A module that remembers how it was made: `build(net.config)` makes another, with new weights.
 
@@ -86,13 +86,13 @@ class Network(nn.Module):
         name, given = self._config["class"], self._config["args"]
         return {"class": name, "args": {k: _plain(v, f"{name}, argument {k}") for k, v in given.items()}}
 
+# %% ../nbs/02_unet.ipynb #2e00eb7c
 def _plain(value, where: str):
     "The value as JSON would give it back."
     if isinstance(value, Network): return value.config
     try: return json.loads(json.dumps(value))
     except TypeError: raise TypeError(f"{where}: got {value!r}, expected a value that can stand in JSON, or a Network") from None
 
-# %% ../nbs/02_unet.ipynb #4353ced1
 def find(name: str, kind: type = nn.Module) -> type:
     "The class `name`, such as `zerodiff.unet.UNet`, a subclass of `kind`. Only from within zerodiff, since files name it."
     module, _, attr = name.rpartition(".")
@@ -128,7 +128,7 @@ class Modulated(Network):
         emb = self.time(timestep_embedding(t, self.channels).to(self.time[0].weight.dtype))
         return F.silu(emb if cond is None else emb + self.cond(cond))
 
-# %% ../nbs/02_unet.ipynb #fc7d7109
+# %% ../nbs/02_unet.ipynb #dff44013
 def attention_slot(attention, channels: int) -> nn.Module:
     "What stands in a slot: Identity for None, else `attention(channels)`, a callable or the name of a class of zerodiff."
     if attention is None: return nn.Identity()
@@ -145,7 +145,13 @@ class Stage(nn.ModuleList):
         for block, attend in self: h = attend(block(h, emb))
         return h
 
-# %% ../nbs/02_unet.ipynb #e2d8ff7e
+def check_sides(x: Tensor, channels: int, multiple: int):
+    "Raise ValueError where `x` is not (B, channels, H, W) with sides that a network can halve as often as it wants to."
+    if x.ndim != 4 or x.shape[1] != channels: raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, {channels}, H, W)")
+    if x.shape[-1] % multiple or x.shape[-2] % multiple:
+        raise ValueError(f"x: got {x.shape[-2]}x{x.shape[-1]} pixels, expected multiples of {multiple}")
+
+# %% ../nbs/02_unet.ipynb #5d352cdd
 class UNet(Modulated):
     """A conditional UNet (1505.04597, 2006.11239): `unet(x, t, cond)` has the height and width of `x`.
 
@@ -174,7 +180,7 @@ class UNet(Modulated):
         self.out = nn.Sequential(ChannelNorm(), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        self.check(x)
+        check_sides(x, self.in_channels, self.multiple)
         emb = self.embed(t, cond)
         h, skips = self.stem(F.pixel_unshuffle(x, self.patch)), []
         for level, stage in enumerate(self.down):
@@ -186,10 +192,3 @@ class UNet(Modulated):
             h = stage(torch.cat([h, skips[level]], dim=1), emb)
             if level: h = F.interpolate(self.grow[level - 1](h), scale_factor=2, mode="nearest")
         return F.pixel_shuffle(self.out(h), self.patch)
-
-    def check(self, x: Tensor):
-        "Raise ValueError where `x` is not (B, in_channels, H, W) with sides that this network can halve."
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, {self.in_channels}, H, W)")
-        if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
-            raise ValueError(f"x: got {x.shape[-2]}x{x.shape[-1]} pixels, expected multiples of {self.multiple}")
