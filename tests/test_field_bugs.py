@@ -13,8 +13,9 @@ import zerodiff
 from zerodiff.conditioning import ClassConditional, ClassEmbedding
 from zerodiff.data import check_range, garden, to_float
 from zerodiff.guidance import branches, guide
+from zerodiff.inversion import ddim_invert, switch
 from zerodiff.sampling import ddim, ddpm, randn, samplers
-from zerodiff.schedule import Prediction, cosine_schedule, from_betas, linear_schedule, sigmoid_schedule, timesteps
+from zerodiff.schedule import GaussianMixture, Prediction, cosine_schedule, from_betas, linear_schedule, sigmoid_schedule, timesteps
 from zerodiff.training import EMA, Batches, Denoiser
 from zerodiff.unet import UNet
 
@@ -84,6 +85,24 @@ def test_guidance_on_three_of_four_channels():
     check = functools.partial(check_formula, weights=(4,), channels=4)
     check(guide)
     catches(check, three)
+
+
+def check_rescaled(guide):
+    "Rescaling by phi as in 2305.08891, each sample by its own two standard deviations, and nothing else done to the push."
+    d = Denoiser(shaken(ClassConditional(UNet(16, (1,), cond_dim=8), 5)), schedule, "eps")
+    x, t, c = torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([900, 500, 100]), torch.arange(3)
+    a, b = d.raw(x, t, c), d.raw(x, t)
+    for w in (-2., 6.):
+        plain = b + w * (a - b)
+        for phi in (-10., 0., .7, 10.):
+            want = torch.stack([phi * p * q.std() / p.std() + (1 - phi) * p for p, q in zip(plain, a)])
+            assert torch.allclose(guide(d, c, scale=w, rescale=phi)(x, t).eps, want, atol=1e-9 * (1 + abs(phi)) * want.abs().max()), f"w = {w}, phi = {phi}"
+
+
+def test_guidance_projects_unasked():
+    "lucidrains since 2024-10: the part of the push parallel to the conditional output is removed by default, so the same w and phi give other pictures."
+    check_rescaled(guide)
+    catches(check_rescaled, functools.partial(guide, project=True))
 
 
 # --- schedules and training steps -------------------------------------------------------------------------------------
@@ -253,6 +272,86 @@ def test_index_used_as_timestep(sampler):
         return sampler(wrong, x, schedule, steps, **options)
     check_tells_timesteps(sampler)
     catches(check_tells_timesteps, by_index)
+
+
+# --- inversion --------------------------------------------------------------------------------------------------------
+
+_two_bumps = GaussianMixture(torch.tensor([[-.5], [.5]], dtype=torch.float64), .15)
+
+
+def check_round_trip(down=ddim, up=ddim_invert):
+    "Points of a mixture go up to noise and come back, each to its own place."
+    x = _two_bumps.sample(200, torch.Generator().manual_seed(0))
+    denoise = lambda x, t: _two_bumps.denoise(x, t, schedule)
+    *_, top = up(denoise, x, schedule, 200)
+    *_, back = down(denoise, top.x, schedule, 200, rng=torch.Generator().manual_seed(1))
+    assert (back.x - x).abs().mean() < .02
+
+
+def test_round_trip_with_noise_by_default():
+    "lucidrains' guidance file: with eta=1, or with ancestral sampling, what inversion found is thrown away on the way down."
+    check_round_trip()
+    for noisy in (functools.partial(ddim, eta=1.), functools.partial(ddim, eta=.3), ddpm): catches(check_round_trip, noisy)
+
+
+def check_inversion_hears_timesteps(up):
+    heard = []
+    def listening(x, t):
+        heard.append(int(t[0]))
+        return _guess(x, t)
+    for _ in up(listening, torch.zeros(2, 1, 4, 4), schedule, 5, at="target"): pass
+    assert heard == timesteps(schedule.T, 5).flip(0).tolist()
+
+
+def test_index_used_as_timestep_going_up():
+    "The same slip as in sampling, better hidden: counting 0, 1, 2 ... runs the right way here."
+    def by_index(denoise, x, schedule, steps, **options):
+        places = {int(t): i for i, t in enumerate(timesteps(schedule.T, steps).flip(0))}
+        return ddim_invert(lambda x, t: denoise(x, torch.full_like(t, places[int(t[0])])), x, schedule, steps, **options)
+    check_inversion_hears_timesteps(ddim_invert)
+    catches(check_inversion_hears_timesteps, by_index)
+
+
+def check_leaves_the_range(invert):
+    "Points beyond 1, as latents have them, come back from inversion to where they were."
+    wide = GaussianMixture(torch.tensor([[-2.], [2.]], dtype=torch.float64), .3)
+    x, denoise = wide.sample(200, torch.Generator().manual_seed(0)), lambda x, t: wide.denoise(x, t, schedule)
+    *_, top = invert(denoise, x, schedule, 200)
+    *_, back = ddim(denoise, top.x, schedule, 200)
+    assert (back.x - x).abs().mean() < .1
+
+
+def test_inversion_clips_by_default():
+    "diffusers' DDIMInverseScheduler: clip_sample=True unless told otherwise, which moves whatever lies beyond 1."
+    def clips(denoise, x, schedule, steps):
+        def clipped(x, t):
+            x0 = denoise(x, t).x0.clamp(-1, 1)
+            return Prediction(x0, schedule.to_eps(x0, x, t, "x0"))
+        return ddim_invert(clipped, x, schedule, steps)
+    check_leaves_the_range(ddim_invert)
+    catches(check_leaves_the_range, clips)
+
+
+def check_switches_by_t(switch):
+    "Whatever the sampler calls, condition 1 is asked at the first three of six steps alone, condition 2 at the others alone."
+    for sampler in samplers.values():
+        heard = {1: set(), 2: set()}
+        def condition(k): return lambda x, t: (heard[k].add(int(t[0])), _guess(x, t))[1]
+        ts = timesteps(schedule.T, 6).tolist()
+        run(sampler, steps=6, denoise=switch(condition(1), condition(2), ts[2]))
+        assert heard == {1: set(ts[:3]), 2: set(ts[3:])}
+
+
+def test_condition_switched_by_counting_calls():
+    "A counter in a callback: right for one call a step, and off by half the steps with Heun, which calls twice."
+    def by_count(first, second, until_t):
+        calls = []
+        def denoise(x, t):
+            calls.append(t)
+            return (first if len(calls) <= 3 else second)(x, t)
+        return denoise
+    check_switches_by_t(switch)
+    catches(check_switches_by_t, by_count)
 
 
 # --- the package ------------------------------------------------------------------------------------------------------
