@@ -9,14 +9,15 @@ const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run
   "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
 const DESKTOP = { width: 1280, height: 900 }, PHONE = { width: 390, height: 844 };
 const browser = await chromium.launch({ executablePath, args, headless: true });
-let passed = 0, failed = 0, formulas = 0;
+let passed = 0, failed = 0, formulas = 0, filmed = 0, slid = 0;
 
 async function check(name, look) {
   const problems = [];
   const context = await browser.newContext({ viewport: DESKTOP, colorScheme: "light" });
   const page = await context.newPage();
   page.setDefaultTimeout(60000);
-  page.on("requestfailed", r => problems.push(`request failed: ${r.url().slice(0, 150)} ${r.failure()?.errorText}`));
+  const stopped = r => r.resourceType() === "media" && r.failure()?.errorText === "net::ERR_ABORTED";      // the browser itself stops loading films
+  page.on("requestfailed", r => stopped(r) || problems.push(`request failed: ${r.url().slice(0, 150)} ${r.failure()?.errorText}`));
   page.on("response", r => { if (r.status() >= 400) problems.push(`${r.status()} ${r.url()}`); });
   page.on("pageerror", e => problems.push(`page error: ${e.message}`));
   page.on("console", m => { if (m.type() === "error") problems.push(`console: ${m.text().slice(0, 300)}`); });
@@ -42,15 +43,6 @@ const wrong = async page => page.evaluate(async () => {
     img.loading = "eager";
     try { await img.decode(); } catch { out.push(`broken picture ${img.src.slice(0, 120)}`); }
   }
-  for (const video of document.querySelectorAll("video")) {
-    video.load();
-    const ok = await new Promise(done => {
-      video.addEventListener("loadeddata", () => done(true));
-      for (const v of [video, ...video.querySelectorAll("source")]) v.addEventListener("error", () => done(false));
-      setTimeout(() => done(false), 10000);
-    });
-    if (!ok) out.push(`broken film ${video.currentSrc}`);
-  }
   for (const bad of document.querySelectorAll(".katex-error")) out.push(`KaTeX: ${bad.title || bad.textContent}`);
   for (const math of document.querySelectorAll(".math"))
     if (!math.querySelector(".katex, math")) out.push(`maths not rendered: ${math.textContent.slice(0, 80)}`);
@@ -61,6 +53,63 @@ const wrong = async page => page.evaluate(async () => {
   if (!document.querySelector("h1")?.textContent.trim()) out.push("no title");
   return out;
 });
+
+// Films must play, and not only load: time goes on, the picture has a size and is not one flat colour.
+const films = async page => page.evaluate(async () => {
+  const out = [];
+  const wait = (target, event, ms) => new Promise(done => { target.addEventListener(event, () => done(true), { once: true }); setTimeout(() => done(false), ms); });
+  for (const video of document.querySelectorAll("video")) {
+    const name = (video.currentSrc || video.src).slice(-80);
+    video.muted = true; video.preload = "auto"; video.load();
+    if (video.readyState < 3) await wait(video, "canplay", 10000);
+    try { await video.play(); } catch (e) { out.push(`film ${name} does not play: ${e.message}`); continue; }
+    const start = video.currentTime;
+    for (let i = 0; i < 100 && video.currentTime < start + .3; i++) await new Promise(r => setTimeout(r, 100));
+    video.pause();
+    if (video.error) out.push(`film ${name}: ${video.error.message}`);
+    if (video.readyState < 2 || !video.videoWidth) out.push(`film ${name}: readyState ${video.readyState}, ${video.videoWidth} pixels wide`);
+    if (video.currentTime < start + .3) out.push(`film ${name} stands still at ${video.currentTime} s of ${video.duration} s`);
+    const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 64 }), pen = canvas.getContext("2d");
+    pen.drawImage(video, 0, 0, 64, 64);
+    const values = pen.getImageData(0, 0, 64, 64).data;
+    if (Math.max(...values.filter((_, i) => i % 4 < 3)) - Math.min(...values.filter((_, i) => i % 4 < 3)) < 20) out.push(`film ${name} is blank`);
+    if (!video.controls || !video.getAttribute("aria-label")) out.push(`film ${name} has no controls or no name`);
+  }
+  return out;
+});
+
+// Sliders over a sprite: by keys, as a reader without a mouse would, to the last frame; the picture moves to where that frame lies, and its name is shown.
+async function sliders(page) {
+  const out = [], all = page.locator("figure.zerodiff-slider");
+  for (let k = 0; k < await all.count(); k++) {
+    const range = all.nth(k).locator("input[type=range]");
+    const look = () => all.nth(k).evaluate(f => {
+      const window = f.firstElementChild.getBoundingClientRect(), img = f.querySelector("img"), sheet = img.getBoundingClientRect(), range = f.querySelector("input");
+      const labels = JSON.parse(range.dataset.labels), c = Math.round(sheet.width / window.width), r = Math.ceil(labels.length / c), i = +range.value;
+      return { i, last: labels.length - 1, loaded: img.complete && img.naturalWidth > 0, said: f.querySelector("output").textContent === labels[i] && range.getAttribute("aria-valuetext") === labels[i],
+        x: (window.left - sheet.left) / window.width - i % c, y: (window.top - sheet.top) / window.height - Math.floor(i / c), rows: sheet.height / window.height - r, wide: window.right - document.documentElement.clientWidth };
+    });
+    const wrong = (s, where) => {
+      if (!s.loaded) out.push(`slider ${k}: its picture is not there`);
+      if (!s.said) out.push(`slider ${k} ${where}: the label is not that of frame ${s.i}`);
+      if (Math.max(Math.abs(s.x), Math.abs(s.y), Math.abs(s.rows)) > .02) out.push(`slider ${k} ${where}: frame ${s.i} is not in the window (off by ${s.x.toFixed(2)}, ${s.y.toFixed(2)}; rows ${s.rows.toFixed(2)})`);
+      if (s.wide > 1) out.push(`slider ${k} ${where}: wider than the screen`);
+    };
+    await range.scrollIntoViewIfNeeded();
+    wrong(await look(), "at first");
+    await range.focus();
+    await page.keyboard.press("End");
+    const end = await look();
+    wrong(end, "at its end");
+    if (end.i !== end.last) out.push(`slider ${k}: the End key goes to ${end.i} of ${end.last}`);
+    await page.keyboard.press("Home");
+    await page.keyboard.press("ArrowRight");
+    const second = await look();
+    wrong(second, "at its second frame");
+    if (end.last && second.i !== 1) out.push(`slider ${k}: Home and an arrow go to ${second.i}`);
+  }
+  return out;
+}
 
 // Least contrast of the page's text with its background (WCAG ratio), and how bright the background is.
 const contrast = async page => page.evaluate(() => {
@@ -90,7 +139,8 @@ const darkSwitch = ".quarto-color-scheme-toggle, .sd-color-toggle, [class*='colo
 
 for (const name of pages) await check(name, async (page, problems) => {
   await open(page, url + name);
-  problems.push(...await wrong(page));
+  problems.push(...await wrong(page), ...await films(page), ...await sliders(page));
+  filmed += await page.locator("video").count(); slid += await page.locator("figure.zerodiff-slider").count();
   formulas += await page.locator(".katex").count();
   const light = await contrast(page);
   if (light.page < .5) problems.push(`light mode is dark (luminance ${light.page.toFixed(2)})`);
@@ -106,6 +156,7 @@ for (const name of pages) await check(name, async (page, problems) => {
   await page.waitForTimeout(200);
   const sideways = await scrollsSideways(page);
   if (sideways) problems.push(sideways);
+  problems.push(...(await sliders(page)).map(p => `on a phone: ${p}`));
 });
 
 await check("search finds add_noise", async (page, problems) => {
@@ -121,6 +172,8 @@ await check("search finds add_noise", async (page, problems) => {
 });
 
 await check(`${formulas} formulas shown`, async (page, problems) => { if (!formulas) problems.push("maths is rendered nowhere"); });
+
+await check(`${filmed} films played, ${slid} sliders moved`, async (page, problems) => { if (!filmed || !slid) problems.push("no film or no slider on any page"); });
 
 await browser.close();
 console.log(`${passed} passed, ${failed} failed`);

@@ -11,6 +11,7 @@ from PIL import Image
 
 from zerodiff.cli import main, parser
 from zerodiff.data import garden, save_image
+from zerodiff.film import read_film, read_sprite
 from zerodiff.pipeline import new_denoiser
 from zerodiff.sampling import samplers
 from zerodiff.training import header, save_weights
@@ -39,7 +40,7 @@ def sample(weights, out, *more): return main(["sample", "--weights", weights, "-
 
 def test_the_samplers_offered_are_those_there_are():
     actions = parser()._subparsers._group_actions[0].choices["sample"]._actions
-    assert next(a.choices for a in actions if a.dest == "sampler") == list(samplers)
+    assert next(a.choices for a in actions if a.dest == "sampler") == tuple(samplers)
 
 
 @pytest.mark.parametrize("ending, frames", [("png", 1), ("gif", 3), ("mp4", None)])
@@ -99,6 +100,156 @@ def test_a_full_disk_leaves_the_old_picture(weights, tmp_path, capsys, monkeypat
     monkeypatch.setattr(Image.Image, "save", full)
     assert "No space left" in refused(capsys, "sample", "--weights", weights, "--steps", 1, "-n", 1, "--out", out)
     assert out.read_bytes() == b"old" and list(tmp_path.iterdir()) == [out]
+
+
+# ---------------------------------------------------------------- sweep, switch, restyle
+
+@pytest.fixture(scope="module")
+def awake(tmp_path_factory):
+    "The same model, shaken, so that its pictures depend on class and weight."
+    denoiser = new_denoiser(garden(4, 16), channels=8, multipliers=(1, 2), data="garden")
+    torch.manual_seed(1)
+    for p in denoiser.network.parameters():
+        if p.abs().sum() == 0: torch.nn.init.normal_(p, std=.05)
+    path = tmp_path_factory.mktemp("weights") / "awake.safetensors"
+    save_weights(path, denoiser)
+    return str(path)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    save_image(garden(1, 64, seed=2)[0][0], tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def knob(weights, *argv): return main([*map(str, argv), "--weights", weights, "--zoom", "2", "--device", "cpu", "--precision", "fp32"])
+
+
+SWEEP = ["sweep", "guidance", "--from", "-4", "--to", "8", "--frames", "5", "--class", "red round", "blue round", "-n", "3", "--steps", "2"]
+SWITCH = ["switch", "--from-class", "red round", "--to-class", "blue round", "white round", "--steps", "8", "--frames", "5", "-n", "3"]
+
+
+@pytest.mark.parametrize("command", [SWEEP, SWITCH], ids=["sweep", "switch"])
+@pytest.mark.parametrize("ending", ["mp4", "gif"])
+def test_films_of_knobs_have_every_frame_and_a_caption_each(awake, tmp_path, capsys, command, ending):
+    out = tmp_path / f"film.{ending}"
+    assert knob(awake, *command, "--out", out) == 0
+    film = read_film(out)
+    assert len(film) == 5 and film.shape[-1] == 2 * 32 + 3 * 2 and film.shape[-2] >= 3 * 32 + 4 * 2 + 17        # a column a class, a row a noise
+    bars = film[:, :, :17]
+    assert all((bars[i] - bars[j]).abs().max() > .5 for i in range(5) for j in range(i))
+    assert not torch.allclose(film[0, :, 20:], film[-1, :, 20:], atol=.1)
+    assert [f.name for f in tmp_path.iterdir()] == [out.name] and "red round" in capsys.readouterr().out
+
+
+def test_sweeps_end_where_sample_is(awake, tmp_path):
+    "The last frame of a sweep to 5 is the picture at --scale 5."
+    assert knob(awake, *SWEEP[:4], "--to", "5", "--frames", "3", "--class", "red round", "-n", "1", "--steps", "2", "--out", tmp_path / "x.gif") == 0
+    assert knob(awake, "sample", "--class", "red round", "-n", "1", "--steps", "2", "--scale", "5", "--out", tmp_path / "x.png") == 0
+    picture = torch.from_numpy(__import__("numpy").array(Image.open(tmp_path / "x.png"))).permute(2, 0, 1) / 127.5 - 1
+    film = read_film(tmp_path / "x.gif")[:, :, -picture.shape[1]:]
+    errors = (film - picture).abs().mean((1, 2, 3))
+    assert errors[-1] < .1 and errors[-1] < .3 * errors[0], errors                # (a GIF has but 256 colours)
+
+
+def test_sliders_say_what_each_frame_is(awake, tmp_path):
+    out = tmp_path / "x.webp"
+    assert knob(awake, *SWEEP, "--out", out) == 0
+    assert read_sprite(out)["labels"] == ["w = -4", "w = -1", "w = 2", "w = 5", "w = 8"]
+    assert knob(awake, "sweep", "rescale", *SWEEP[2:], "--out", out) == 0
+    assert read_sprite(out)["labels"][0] == "w = 6, phi = -4"
+    assert knob(awake, "sweep", "rescale", *SWEEP[2:], "--scale", "2", "--out", out) == 0
+    assert read_sprite(out)["labels"][-1] == "w = 2, phi = 8"
+    assert knob(awake, *SWEEP, "--rescale", ".5", "--out", out) == 0
+    assert read_sprite(out)["labels"][-1] == "w = 8, phi = 0.5"
+    assert knob(awake, *SWITCH, "--out", out) == 0
+    assert read_sprite(out)["labels"] == [f"k = {k} of 8" for k in (0, 2, 4, 6, 8)]
+
+
+def test_every_option_of_guidance_changes_the_film(awake, tmp_path):
+    films = []
+    for i, more in enumerate(([], ["--rescale", ".7"], ["--interval", "500", "999"], ["--project"], ["--no-clip"], ["--rescale", ".7", "--output", "eps"])):
+        assert knob(awake, *SWEEP, *more, "--out", tmp_path / f"{i}.webp") == 0
+        films.append((tmp_path / f"{i}.webp").read_bytes())
+    assert len(set(films)) == len(films)
+
+
+@pytest.mark.parametrize("more", [[], ["--invert"]], ids=["noised", "inverted"])
+def test_restyle_draws_and_films(awake, photo, capsys, more):
+    out = photo.parent / "x.png"
+    assert knob(awake, "restyle", photo, "--class", "red round", "blue round", "--steps", "6", *more, "--out", out) == 0
+    assert Image.open(out).size == (2 * 32 + 3 * 2, 32 + 2 * 2) and "photo.jpg -> red round, blue round" in capsys.readouterr().out
+    out = photo.parent / "x.mp4"
+    assert knob(awake, "restyle", photo, "--class", "red round", "--steps", "6", "--strength", "1", "--frames", "4", *more, "--out", out) == 0
+    film = read_film(out)[..., 20:-4, 4:-4]
+    moved = (film - film[0]).abs().mean((1, 2, 3))
+    assert len(film) == 4 and moved[0] == 0 < moved[1] < moved[3]
+    assert sorted(f.name for f in photo.parent.iterdir()) == ["photo.jpg", "x.mp4", "x.png"]
+
+
+def test_all_classes_at_once(awake, tmp_path):
+    assert knob(awake, "sweep", "guidance", "--frames", "2", "--class", "all", "-n", "1", "--steps", "1", "--out", tmp_path / "x.gif") == 0
+    assert read_film(tmp_path / "x.gif").shape[-1] == 5 * 32 + 6 * 2             # 21 classes in rows of five
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["sweep", "guidance", "--class", "tulip"], "class: got 'tulip'"),
+    (["sweep", "guidance", "--class", "red round", "--frames", "1"], "frames: got 1"),
+    (["sweep", "guidance", "--class", "red round", "--scale", "3"], "--from and --to"),
+    (["sweep", "rescale", "--class", "red round", "--rescale", "3"], "--from and --to"),
+    (["sweep", "guidance", "--class", "red round", "--fps", "0"], "fps"),
+    (["sweep", "guidance", "--class", "red round", "--to", "nan"], "finite"),
+    (["sweep", "guidance", "--class", "red round", "--interval", "9", "3"], "interval"),
+    (["sweep", "guidance", "--class", "red round", "--out", "x.avi"], "x.avi"),
+    (["sweep", "guidance", "--class", "red round", "--out", "no/x.mp4"], "no folder"),
+    (["sweep", "guidance", "--class", "red round", "--zoom", "0"], "zoom"),
+    (["switch", "--from-class", "red round", "--to-class", "tulip", "--frames", "2"], "class: got 'tulip'"),
+    (["switch", "--from-class", "0", "1", "--to-class", "0", "1", "2", "--frames", "2"], "2 to begin with and 3 to end with"),
+    (["switch", "--from-class", "0", "--to-class", "1", "--frames", "9"], "frames: got 9, expected 2..4"),
+    (["restyle", "none.jpg", "--class", "0"], "photo: there is no file none.jpg"),
+    (["restyle", "text.jpg", "--class", "0"], "text.jpg cannot be read: not a picture"),
+    (["restyle", "photo.jpg", "--class", "tulip"], "class: got 'tulip'"),
+    (["restyle", "photo.jpg", "--class", "0", "--strength", "1.5"], "strength: got 1.5"),
+    (["restyle", "photo.jpg", "--class", "0", "--invert", "-n", "2"], "n: got 2"),
+])
+def test_knobs_refuse(awake, photo, capsys, monkeypatch, argv, says):
+    monkeypatch.chdir(photo.parent)
+    monkeypatch.setattr("zerodiff.film.save_film", lambda *a, **k: pytest.fail("found only after the work"))
+    (photo.parent / "text.jpg").write_text("not a picture")
+    before = sorted(photo.parent.iterdir())
+    assert says in refused(capsys, *argv, "--weights", awake, "--steps", 3)
+    assert sorted(photo.parent.iterdir()) == before
+
+
+def test_an_ffmpeg_that_fails_is_found_before_the_work(awake, tmp_path, capsys, monkeypatch):
+    fake = tmp_path / "ffmpeg"
+    fake.write_text("#!/bin/sh\necho 'error while loading shared libraries' >&2\nexit 127\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
+    monkeypatch.setattr("zerodiff.pipeline.Pipeline.load", lambda *a: pytest.fail("the weights were loaded first"))
+    assert "ffmpeg failed with exit code 127: error while loading shared" in refused(capsys, *SWEEP, "--weights", awake, "--out", tmp_path / "x.mp4")
+    assert [f.name for f in tmp_path.iterdir()] == ["ffmpeg"]
+
+
+def test_an_ffmpeg_that_fails_at_the_film_leaves_the_old_one(awake, tmp_path, capsys, monkeypatch):
+    fake, out = tmp_path / "ffmpeg", tmp_path / "x.mp4"
+    fake.write_text('#!/bin/sh\ncase "$*" in *-version*) exit 0;; esac\nfor last; do :; done\necho half > "$last"\necho "No space left on device" >&2\nexit 1\n')
+    fake.chmod(0o755)
+    out.write_bytes(b"old")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
+    assert "No space left" in refused(capsys, *SWEEP, "--weights", awake, "--out", out)
+    assert out.read_bytes() == b"old" and sorted(f.name for f in tmp_path.iterdir()) == ["ffmpeg", "x.mp4"]
+
+
+def test_ctrl_c_in_a_film_leaves_the_old_one(awake, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "x.gif"
+    out.write_bytes(b"old")
+    def interrupted(*a, **k):
+        yield -4., torch.zeros(6, 3, 16, 16)
+        raise KeyboardInterrupt
+    monkeypatch.setattr("zerodiff.pipeline.Pipeline.sweep", interrupted)
+    assert main([*SWEEP, "--weights", awake, "--out", str(out)]) == 130
+    assert out.read_bytes() == b"old" and [f.name for f in tmp_path.iterdir()] == ["x.gif"]
 
 
 @pytest.mark.filterwarnings("ignore:.*only 40 pictures")
@@ -163,7 +314,7 @@ def test_info(weights, capsys):
 
 
 def test_help_is_there_for_each_command(capsys):
-    for argv in (["--help"], ["sample", "--help"], ["train", "--help"], ["info", "--help"]):
+    for argv in (["--help"], *([c, "--help"] for c in ("sample", "sweep", "switch", "restyle", "train", "info"))):
         with pytest.raises(SystemExit) as e: main(argv)
         assert e.value.code == 0 and "examples:" in capsys.readouterr().out
     with pytest.raises(SystemExit) as e: main(["smaple"])

