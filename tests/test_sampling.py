@@ -12,7 +12,7 @@ import torch
 
 import zerodiff.sampling as sampling
 from zerodiff.schedule import GaussianMixture, NoiseSchedule, Prediction, cosine_schedule, linear_schedule, timesteps
-from zerodiff.sampling import Step, ddim, ddpm, dpmpp_2m, generators, half_log_snr, heun, levels, path, randn, sample, samplers
+from zerodiff.sampling import Step, crosses, ddim, ddpm, dpmpp_2m, generators, half_log_snr, heun, levels, path, randn, sample, samplers
 
 GOLDEN = Path(__file__).parent / "golden" / "sampling.json"
 SCHEDULES = {"linear": (linear_schedule, "linear"), "cosine": (cosine_schedule, "squaredcos_cap_v2")}
@@ -378,6 +378,107 @@ def test_progress_bar_only_when_asked_and_never_in_a_log(capsys, monkeypatch):
     assert said() == said(progress=True) == ""                            # pytest's stderr is no terminal
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert said() == "" and "0/4" in said(progress=True)
+
+
+# ---------------------------------------------------------------- stopping early, and denoisers that change on the way
+
+@pytest.mark.parametrize("name", samplers)
+def test_stopping_and_going_on_is_the_same_run(name):
+    "But for 2M, which has lost its memory when it goes on."
+    schedule, x = cosine_schedule(), start().double()
+    ts = timesteps(1000, 12).tolist()
+    whole = list(samplers[name](denoiser(schedule), x, schedule, 12, rng=torch.Generator().manual_seed(0)))
+    rng = torch.Generator().manual_seed(0)
+    first = list(samplers[name](denoiser(schedule), x, schedule, ts[:5], stop=ts[5], rng=rng))
+    assert [s.t for s in first] == ts[:5] and all(torch.equal(a.x, b.x) for a, b in zip(first, whole))
+    rest = list(samplers[name](denoiser(schedule), first[-1].x, schedule, ts[5:], rng=rng))
+    assert [s.t for s in rest] == ts[5:]
+    if name != "dpmpp_2m": assert torch.equal(rest[-1].x, whole[-1].x)
+    else: assert not torch.equal(rest[0].x, whole[5].x)
+
+
+@pytest.mark.parametrize("name", samplers)
+def test_a_number_of_steps_with_stop_takes_those_above(name):
+    schedule, x = cosine_schedule(), start()
+    for stop in (499, 450):
+        made = list(samplers[name](denoiser(schedule), x, schedule, 20, stop=stop, rng=torch.Generator().manual_seed(0)))
+        assert [s.t for s in made] == [t for t in timesteps(1000, 20).tolist() if t > stop]
+        assert path(schedule, 20, stop=stop)[-1][1] == stop
+
+
+def test_where_a_stopped_run_is():
+    "On one Gaussian the marginal at `stop` is known: DDIM and Heun end there, with noise still in it."
+    schedule, bell = cosine_schedule(), GaussianMixture(torch.tensor([[.5, -.3]], dtype=torch.float64), .4)
+    x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, s = levels(schedule, 400)
+    for sampler in (ddim, heun, dpmpp_2m):
+        got = last(sampler(lambda x, t: bell.denoise(x, t, schedule), x, schedule, 100, stop=400))
+        assert (got.mean(0) - a * bell.means[0]).abs().max() < .04
+        assert (got.std(0) / math.sqrt(.16 * a**2 + s**2) - 1).abs().max() < .03
+
+
+def test_sample_takes_stop():
+    schedule = cosine_schedule()
+    got = sample(denoiser(schedule), (2, 3, 4, 4), schedule, 10, "ddim", stop=499)
+    assert torch.equal(got, last(ddim(denoiser(schedule), randn((2, 3, 4, 4), generators(0, 2)), schedule, 10, stop=499)))
+
+
+@pytest.mark.parametrize("stop", [-2, 999, 1500])
+def test_stop_out_of_range(stop):
+    with pytest.raises(ValueError, match=f"stop: got {stop}, expected -1..998"): path(cosine_schedule(), 10, stop=stop)
+
+
+@pytest.mark.parametrize("steps", [[900, 500], [900, 400]])
+def test_given_steps_must_lie_above_stop(steps):
+    with pytest.raises(ValueError, match="falling steps within 999..501"): path(cosine_schedule(), steps, stop=500)
+
+
+def breaking(schedule, *breaks):
+    d = denoiser(schedule)
+    def denoise(x, t): return d(x, t)
+    denoise.breaks = breaks
+    return denoise
+
+
+@pytest.mark.parametrize("t,s,crossed", [(699, 599, True), (700, 650, False), (650, 649, True), (649, 600, False), (999, 699, False), (99, -1, False)])
+def test_what_crosses_a_break(t, s, crossed):
+    "A break b is the last step of the old denoiser: crossed by a move from b or above to below b."
+    d = breaking(cosine_schedule(), 650)
+    assert crosses(d, t, s) == (s < 650 <= t) == crossed
+    assert not crosses(denoiser(cosine_schedule()), t, s) and crosses(breaking(cosine_schedule(), 100, 650), t, s) == crossed
+
+
+def test_2m_starts_afresh_after_a_break():
+    schedule, x = cosine_schedule(), start().double()
+    ts = timesteps(1000, 10).tolist()
+    broken = list(dpmpp_2m(breaking(schedule, ts[4]), x, schedule, 10))
+    legs = list(dpmpp_2m(denoiser(schedule), x, schedule, ts[:5], stop=ts[5]))
+    legs += dpmpp_2m(denoiser(schedule), legs[-1].x, schedule, ts[5:])
+    assert all(torch.equal(a.x, b.x) for a, b in zip(broken, legs, strict=True))
+    smooth = list(dpmpp_2m(denoiser(schedule), x, schedule, 10))
+    assert [torch.equal(a.x, b.x) for a, b in zip(broken, smooth)] == [True] * 5 + [False] * 5
+
+
+def test_heun_takes_a_plain_step_into_a_break():
+    "It calls once there, and turns by the velocity at hand."
+    schedule, x, asked = cosine_schedule(), start().double(), []
+    ts = timesteps(1000, 6).tolist()
+    def spy(x, t):
+        asked.append(int(t[0]))
+        return denoiser(schedule)(x, t)
+    spy.breaks = (ts[2],)
+    steps = list(heun(spy, x, schedule, 6))
+    assert asked == [ts[0], ts[1], ts[1], ts[2], ts[2], ts[3], ts[4], ts[4], ts[5], ts[5]]
+    (a, s), (a2, s2) = levels(schedule, ts[2]), levels(schedule, ts[3])
+    v = velocity(steps[1].x, ts[2])
+    torch.testing.assert_close(steps[2].x, steps[1].x + (math.atan2(s2, a2) - math.atan2(s, a)) * v, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_breaks_do_not_matter_to_samplers_of_one_step(name):
+    schedule = cosine_schedule()
+    run = lambda d: last(samplers[name](d, start(), schedule, 8, rng=torch.Generator().manual_seed(0)))
+    assert torch.equal(run(denoiser(schedule)), run(breaking(schedule, 500, 249)))
 
 
 if __name__ == "__main__": freeze()
