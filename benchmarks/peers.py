@@ -1,4 +1,5 @@
 """The networks that race: ours as shipped, and the peers' own at equal parameters or at equal FLOPs a picture."""
+import itertools, statistics
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,23 @@ def matmul_peak(dtype, n=2048, tries=8):
                 if device == "cuda": torch.cuda.synchronize()
                 best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def ways(fp32=False):
+    "Every precision and memory layout that a side may choose from."
+    return list(itertools.product([torch.float32] if fp32 else [torch.float32, torch.bfloat16], [torch.contiguous_format, torch.channels_last]))
+
+
+def row(racer, flops, way, *measured):
+    "A line of a table: the network, how it ran, and what was measured."
+    dtype, layout = way
+    return " ".join(f"| {cell}" for cell in (racer.name, f"{racer.parameters / 1e6:.1f} M", f"{flops / 1e9:.2f}", str(dtype)[6:],
+                                             "channels_last" if layout == torch.channels_last else "contiguous", *measured)) + " |"
+
+
+def faster(ours, theirs):
+    "How many times as long theirs took, by the median of turns; nothing where both are one."
+    return "" if theirs is ours else f"{statistics.median(b / a for a, b in zip(ours, theirs)):.2f}x"
 
 
 def machine():

@@ -6,11 +6,11 @@
 Random weights, networks of equal FLOPs a picture, each side with its own sampler (ours: dpmpp_2m, theirs: DDIM and DPM-Solver++),
 at whichever precision and layout it is fastest at. No guidance on any side.
 """
-import argparse, itertools, statistics, time
+import argparse, statistics, time
 
 import torch
 
-from peers import field, machine
+from peers import faster, field, machine, row, ways
 from zerodiff.sampling import sample
 from zerodiff.schedule import cosine_schedule
 from zerodiff.training import Denoiser
@@ -68,9 +68,8 @@ class Side:
         return time.perf_counter() - start
 
     def choose(self):
-        ways = list(itertools.product([torch.float32] if args.fp32 else [torch.float32, torch.bfloat16], [torch.contiguous_format, torch.channels_last]))
-        for way in ways[:1]: self.timed(*way)
-        self.way = min(ways, key=lambda way: min(self.timed(*way) for _ in range(2)))
+        self.timed(*ways(args.fp32)[0])
+        self.way = min(ways(args.fp32), key=lambda way: min(self.timed(*way) for _ in range(2)))
 
 
 torch.manual_seed(0)
@@ -82,6 +81,4 @@ print(machine())
 print(f"\n{args.n} pictures of {args.size}x{args.size}, {args.steps} network calls, median of {args.rounds} interleaved runs:\n")
 print("| network | parameters | GFLOP a call | precision | layout | seconds | zerodiff is faster by |\n|---|---|---|---|---|---|---|")
 for s in sides:
-    ratio = statistics.median(theirs / ours for theirs, ours in zip(s.times, sides[0].times))
-    print(f"| {s.racer.name} | {s.racer.parameters / 1e6:.1f} M | {s.flops / 1e9:.2f} | {str(s.way[0])[6:]} | {'channels_last' if s.way[1] == torch.channels_last else 'contiguous'} "
-          f"| {statistics.median(s.times):.2f} | {'' if s is sides[0] else f'{ratio:.2f}x'} |")
+    print(row(s.racer, s.flops, s.way, f"{statistics.median(s.times):.2f}", faster(sides[0].times, s.times)))

@@ -8,13 +8,13 @@ weights, conditional on class, guided as their own pipelines do it: `GaussianDif
 a call with and a call without the class), and a UNet2DModel with class embeddings under DPMSolverMultistepScheduler, both halves in one batch, as in
 DiTPipeline. Each side at the precision and layout it is fastest at. At w = 1 their sample() fails for most batch sizes; that frame is then left out of all.
 """
-import argparse, itertools, statistics, tempfile, time
+import argparse, tempfile, time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from peers import Racer, machine, matched
+from peers import Racer, faster, machine, matched, row, ways
 from zerodiff.data import make_grid
 from zerodiff.film import caption, enlarge, save_film
 from zerodiff.pipeline import Pipeline
@@ -91,9 +91,8 @@ class Side:
 
     def choose(self):
         "The fastest precision and layout, on one frame."
-        ways = list(itertools.product([torch.float32] if args.fp32 else [torch.float32, torch.bfloat16], [torch.contiguous_format, torch.channels_last]))
-        self.timed(values[:1], ways[0])
-        self.way = min(ways, key=lambda way: min(self.timed(values[:1], way)[0] for _ in range(2)))
+        self.timed(values[:1], ways(args.fp32)[0])
+        self.way = min(ways(args.fp32), key=lambda way: min(self.timed(values[:1], way)[0] for _ in range(2)))
 
     def turn(self, weights):
         seconds, frames = self.timed(weights, self.way)
@@ -121,6 +120,4 @@ print(machine())
 print(f"\n{len(values)} frames of {args.n} x 6 pictures of {pipe.size}x{pipe.size}, {args.steps} steps, in turns of {args.chunk} frames; enlarging, captions and MP4 (ours) take {writing:.1f} s more:\n")
 print("| | parameters | GFLOP a call | precision | layout | seconds | zerodiff is faster by (median of turns) |\n|---|---|---|---|---|---|---|")
 for s in sides:
-    ratio = statistics.median(theirs / ours for theirs, ours in zip(s.times, sides[0].times))
-    print(f"| {s.racer.name} | {s.racer.parameters / 1e6:.1f} M | {s.flops / 1e9:.2f} | {str(s.way[0])[6:]} | {'channels_last' if s.way[1] == torch.channels_last else 'contiguous'} "
-          f"| {sum(s.times):.1f} | {'' if s is sides[0] else f'{ratio:.2f}x'} |")
+    print(row(s.racer, s.flops, s.way, f"{sum(s.times):.1f}", faster(sides[0].times, s.times)))

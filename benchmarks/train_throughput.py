@@ -8,12 +8,12 @@ A step is: noise added, forward, loss, backward, AdamW. Every side runs at which
 channels_last it is fastest at (tried first). The figure to read is the ratio; `peak` is the share of the rate at which this machine
 multiplies 2048 x 2048 matrices in that precision.
 """
-import argparse, itertools, statistics, time
+import argparse, statistics, time
 
 import torch
 import torch.nn.functional as F
 
-from peers import field, machine, matmul_peak
+from peers import faster, field, machine, matmul_peak, row, ways
 from zerodiff.schedule import cosine_schedule
 
 p = argparse.ArgumentParser()
@@ -56,11 +56,10 @@ class Side:
 
     def choose(self):
         "The fastest precision and layout, by a few steps of each."
-        ways = itertools.product([torch.float32] if args.fp32 else [torch.float32, torch.bfloat16], [torch.contiguous_format, torch.channels_last])
         def seconds(way):
             self.use(*way); self.step()
             return min(self.timed() for _ in range(3))
-        self.use(*min(ways, key=seconds)); self.step()
+        self.use(*min(ways(args.fp32), key=seconds)); self.step()
 
 
 def race(equal):
@@ -73,9 +72,7 @@ def race(equal):
     print("| network | parameters | GFLOP a picture | precision | layout | pictures/s | of matmul peak | zerodiff is faster by |\n|---|---|---|---|---|---|---|---|")
     for s in sides:
         rate = args.batch / statistics.median(s.times)
-        ratio = statistics.median(theirs / ours for theirs, ours in zip(s.times, sides[0].times))
-        print(f"| {s.name} | {s.racer.parameters / 1e6:.1f} M | {s.flops / 1e9:.2f} | {str(s.dtype)[6:]} | {'channels_last' if s.layout == torch.channels_last else 'contiguous'} "
-              f"| {rate:.1f} | {rate * s.flops / peak[s.dtype]:.0%} | {'' if s is sides[0] else f'{ratio:.2f}x'} |", flush=True)
+        print(row(s.racer, s.flops, (s.dtype, s.layout), f"{rate:.1f}", f"{rate * s.flops / peak[s.dtype]:.0%}", faster(sides[0].times, s.times)), flush=True)
 
 
 torch.manual_seed(0)

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from .denoiser import Denoiser
 from .schedule import Prediction
-from .training import Denoiser
 
 # %% ../nbs/06_guidance.ipynb #c699ab38
 def branches(denoiser: Denoiser, x_t: Tensor, t, cond, null) -> tuple[Tensor, Tensor]:
@@ -52,6 +52,7 @@ def check_numbers(cond: Tensor, **values):
         if not callable(value): per_sample(name, value, 0, torch.empty(len(cond)))
 
 def check_length(x_t: Tensor, cond: Tensor):
+    "As many conditions as pictures. Errors: ValueError."
     if len(x_t) != len(cond): raise ValueError(f"cond: got conditions for {len(cond)} pictures, expected {len(x_t)}")
 
 # %% ../nbs/06_guidance.ipynb #8c2531ce

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_class', 'Weights', 'weights_path', 'places', 'of_these', 'Walking', 'Drawing', 'dice', 'as_pictures',
-           'named_sampler', 'Editing', 'Pipeline', 'pairs', 'bounce', 'open_photo', 'new_denoiser', 'open_data',
+           'named_sampler', 'Editing', 'Pipeline', 'pairs', 'inverted', 'open_photo', 'new_denoiser', 'open_data',
            'preview']
 
 # %% ../nbs/13_pipeline.ipynb #b2777fa5
@@ -21,9 +21,9 @@ from .conditioning import ClassConditional
 from .data import Pictures, check_range, flowers102, garden, image_folder, make_grid, read_picture, resize_and_crop, to_float, to_uint8
 from .film import caption, enlarge, save_film
 from .guidance import guide
-from .inversion import ddim_invert, restyle, switch_sweep, unclipped
+from .inversion import ddim_invert, restyle, steps_below, switch_sweep, unclipped
 from .sampling import Step, generators, randn, samplers
-from .schedule import cosine_schedule, timesteps
+from .schedule import cosine_schedule
 from .training import Denoiser, Trainer, load, mix_seed, pick_device, pick_precision, shipped
 from .unet import UNet
 
@@ -94,11 +94,13 @@ class Walking(Weights):
     "The way out of the noise, for labels and generators given. Guidance options: scale, rescale, interval, project, output, as for `guide`."
     def denoise(self, labels: Tensor | None, scale=3., **guidance):
         "The callable `(x_t, t) -> Prediction` under these labels (B,), or under none."
-        ask = self.denoiser.given(None) if labels is None else guide(self.denoiser, labels.to(self.device), scale=scale, **guidance)
-        def cast(x_t, t):
+        return self.cast(self.denoiser.given(None) if labels is None else guide(self.denoiser, labels.to(self.device), scale=scale, **guidance))
+
+    def cast(self, ask):
+        "The same callable in this pipeline's precision."
+        def denoise(x_t, t):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16): return ask(x_t, t)
-        cast.breaks = getattr(ask, "breaks", ())
-        return cast
+        return denoise
 
     def noise(self, rng: list) -> Tensor: return randn((len(rng), 3, self.size, self.size), rng, self.device)
 
@@ -152,14 +154,16 @@ class Editing(Drawing):
 
         strength: 0 leaves the photo, 1 keeps nothing of it but, with `invert`, the noise that it is made of; that has no dice, so n must be 1.
         """
-        if not 0 <= strength <= 1: raise ValueError(f"strength: got {strength}, expected 0..1")
+        ts = steps_below(strength, steps, self.schedule.T)
         if invert and n != 1: raise ValueError(f"n: got {n}, expected 1: inversion throws no dice, all would be the same picture")
         labels, x0, done = self.labels(classes, n, seed), open_photo(photo, self.size).to(self.device), []
+        invert = invert and len(ts) > 0                      # at strength 0 there is nothing to undo
+        if invert: x0 = inverted(self, x0, ts)
         for mine in places(n if labels is None else len(labels), batch):
             decode = self.denoise(labels if labels is None else labels[mine], **of_these(guidance, mine))
-            rng = dice(seed, mine, n)
-            if invert: walk = bounce(self, decode, x0, strength, steps, sampler, len(rng))
-            else: walk = restyle(decode, x0.expand(len(rng), -1, -1, -1), self.schedule, strength, steps, named_sampler(sampler), rng)
+            rng, draw = dice(seed, mine, n), named_sampler(sampler)
+            start = x0.expand(len(rng), -1, -1, -1)
+            walk = draw(decode, start, self.schedule, ts, rng=rng) if invert else restyle(decode, start, self.schedule, strength, steps, draw, rng)
             for step in walk: pass
             done.append(as_pictures(step.x))
         return torch.cat(done)
@@ -196,15 +200,10 @@ def pairs(one: Tensor, two: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return one, two
 
 @torch.no_grad()
-def bounce(pipe: Drawing, decode, x0: Tensor, strength: float, steps: int, sampler: str, n: int) -> Iterator[Step]:
-    "Up by `ddim_invert` without class or clipping from x0 (1, 3, H, W) to the level `strength` of `restyle`, and down again: the steps down, n alike."
-    t = round(strength * pipe.schedule.T) - 1
-    if t < 0: yield Step(0, x0.expand(n, -1, -1, -1), x0); return
-    ts = timesteps(t + 1, min(t + 1, max(1, round(strength * steps))))
-    bare = Drawing(unclipped(pipe.denoiser))
-    bare.dtype = pipe.dtype
-    for step in ddim_invert(bare.denoise(None), x0, pipe.schedule, ts): pass
-    yield from named_sampler(sampler)(decode, step.x.expand(n, -1, -1, -1), pipe.schedule, ts)
+def inverted(pipe: Drawing, x0: Tensor, ts: Tensor) -> Tensor:
+    "The noise at ts[0] that x0 (1, 3, H, W) comes from, by `ddim_invert` without class or clipping."
+    for step in ddim_invert(pipe.cast(unclipped(pipe.denoiser).given(None)), x0, pipe.schedule, ts): pass
+    return step.x
 
 # %% ../nbs/13_pipeline.ipynb #a5414ac7
 def open_photo(photo, size: int) -> Tensor:
