@@ -9,7 +9,7 @@ const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run
   "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
 const DESKTOP = { width: 1280, height: 900 }, PHONE = { width: 390, height: 844 };
 const browser = await chromium.launch({ executablePath, args, headless: true });
-let passed = 0, failed = 0, formulas = 0, filmed = 0, slid = 0;
+let passed = 0, failed = 0, formulas = 0, filmed = 0, slid = 0, mapped = 0;
 
 async function check(name, look) {
   const problems = [];
@@ -19,6 +19,7 @@ async function check(name, look) {
   const stopped = r => r.resourceType() === "media" && r.failure()?.errorText === "net::ERR_ABORTED";      // the browser itself stops loading films
   page.on("requestfailed", r => stopped(r) || problems.push(`request failed: ${r.url().slice(0, 150)} ${r.failure()?.errorText}`));
   page.on("response", r => { if (r.status() >= 400) problems.push(`${r.status()} ${r.url()}`); });
+  page.on("request", r => { if (!r.url().startsWith(new URL(url).origin + "/") && !/^(data|blob|about):/.test(r.url())) problems.push(`leaves the site: ${r.url().slice(0, 150)}`); });
   page.on("pageerror", e => problems.push(`page error: ${e.message}`));
   page.on("console", m => { if (m.type() === "error") problems.push(`console: ${m.text().slice(0, 300)}`); });
   try { await look(page, problems); } catch (e) { problems.push(`${e.name}: ${e.message.split("\n")[0]}`); }
@@ -111,6 +112,53 @@ async function sliders(page) {
   return out;
 }
 
+// Maps in a frame, as `save_map` writes them: by mouse, wheel, keys and menus. The flower under the pointer is named, and stays there when zoomed.
+async function maps(page) {
+  const out = [], frames = page.locator("iframe.zerodiff-map");
+  for (let k = 0; k < await frames.count(); k++) {
+    await frames.nth(k).scrollIntoViewIfNeeded();
+    const frame = await (await frames.nth(k).elementHandle()).contentFrame();
+    await frame.waitForFunction(() => document.documentElement.dataset.theme && document.getElementById("sprite").naturalWidth);
+    const expect = (fine, said) => fine || out.push(`map ${k}: ${said}`);
+    const look = (i = 0) => frame.evaluate(i => ({ n, zoom, cx, cy, at: where(i), width, height, said: $("card").hidden ? null : $("name").textContent, name: data.names[data.of[i]], big: innerWidth,
+      wide: document.documentElement.scrollWidth, planes: data.views.length, sentences: data.sentences.length, colours: new Set(pen.getImageData(0, 0, map.width, map.height).data).size }), i);
+    const box = await frame.locator("#map").boundingBox(), first = await look(), i = first.n >> 1;
+    const [x, y] = (await look(i)).at, dot = () => frame.evaluate(() => new Set($("large").getContext("2d").getImageData(0, 0, 304, 304).data).size);
+    expect(first.n > 1 && first.colours > 50, `${first.n} flowers, and a sheet of ${first.colours} values`);
+    expect(first.wide <= first.big + 1, "wider than its frame");
+    await page.mouse.move(box.x + x, box.y + y);
+    const over = await look(i);
+    expect(over.said === over.name, `the pointer is on ${over.name}, and the card says ${over.said}`);
+    expect(await dot() > 20, "the card's picture is blank");
+    await page.mouse.wheel(0, -400);
+    await frame.waitForFunction(() => zoom > 1, null, { timeout: 5000 }).catch(() => {});
+    const near = await look(i);
+    expect(near.zoom > 1.5, `the wheel zooms to ${near.zoom}`);
+    expect(Math.hypot(near.at[0] - x, near.at[1] - y) < 1.5, "zooming moves what is under the pointer");
+    await page.mouse.down(); await page.mouse.move(box.x + x + 20, box.y + y - 30, { steps: 4 }); await page.mouse.up();
+    const dragged = await look(i);
+    expect(Math.hypot(dragged.at[0] - x - 20, dragged.at[1] - y + 30) < 8, `dragged by (20, -30), it went to (${dragged.at.map((v, j) => (v - [x, y][j]).toFixed(0))})`);
+    await frame.locator("#map").focus();
+    for (const key of ["0", "+", "ArrowRight"]) await page.keyboard.press(key);
+    const keyed = await look();
+    expect(Math.abs(keyed.zoom - 1.4) < .01 && keyed.cx > .5, `by keys: zoom ${keyed.zoom}, middle ${keyed.cx.toFixed(2)}`);
+    await frame.locator("#in").click();
+    expect((await look()).zoom > 1.9, "the button does not zoom");
+    if (first.sentences) {
+      await frame.locator("#go").selectOption({ index: 1 });
+      const gone = await look(first.n);
+      expect(Math.hypot(gone.at[0] - gone.width / 2, gone.at[1] - gone.height / 2) < 1.5, "the menu does not go to its sentence");
+    }
+    if (first.planes > 1) {
+      await frame.locator("#view").selectOption({ index: 1 });
+      await frame.waitForFunction(() => places.every((v, j) => Math.abs(v - data.views[1].places[j]) < 1e-9), null, { timeout: 5000 }).catch(() => out.push(`map ${k}: the other plane is not reached`));
+      await frame.locator("#view").selectOption({ index: 0 });
+    }
+    await frame.locator("#all").click();
+  }
+  return out;
+}
+
 // Least contrast of the page's text with its background (WCAG ratio), and how bright the background is.
 const contrast = async page => page.evaluate(() => {
   const rgba = s => { const v = (s.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number); return [v[0], v[1], v[2], (v[3] ?? 1) * 255]; };
@@ -139,7 +187,8 @@ const darkSwitch = ".quarto-color-scheme-toggle, .sd-color-toggle, [class*='colo
 
 for (const name of pages) await check(name, async (page, problems) => {
   await open(page, url + name);
-  problems.push(...await wrong(page), ...await films(page), ...await sliders(page));
+  problems.push(...await wrong(page), ...await films(page), ...await sliders(page), ...await maps(page));
+  mapped += await page.locator("iframe.zerodiff-map").count();
   filmed += await page.locator("video").count(); slid += await page.locator("figure.zerodiff-slider").count();
   formulas += await page.locator(".katex").count();
   const light = await contrast(page);
@@ -148,6 +197,8 @@ for (const name of pages) await check(name, async (page, problems) => {
   await page.waitForTimeout(250);
   const dark = await contrast(page);
   if (dark.page > .2) problems.push(`dark mode is not dark (luminance ${dark.page.toFixed(2)})`);
+  for (const box of await page.locator("iframe.zerodiff-map").elementHandles())
+    await (await box.contentFrame()).waitForFunction(() => document.documentElement.dataset.theme === "dark", null, { timeout: 5000 }).catch(() => problems.push("the map does not turn dark with its page"));
   for (const [mode, c] of [["light", light], ["dark", dark]])
     if (c.least < 3) problems.push(`${mode} mode: contrast ${c.least.toFixed(2)} at ${c.where}`);
   await page.reload({ waitUntil: "networkidle" });
@@ -156,7 +207,7 @@ for (const name of pages) await check(name, async (page, problems) => {
   await page.waitForTimeout(200);
   const sideways = await scrollsSideways(page);
   if (sideways) problems.push(sideways);
-  problems.push(...(await sliders(page)).map(p => `on a phone: ${p}`));
+  problems.push(...[...await sliders(page), ...await maps(page)].map(p => `on a phone: ${p}`));
 });
 
 await check("search finds add_noise", async (page, problems) => {
@@ -173,7 +224,7 @@ await check("search finds add_noise", async (page, problems) => {
 
 await check(`${formulas} formulas shown`, async (page, problems) => { if (!formulas) problems.push("maths is rendered nowhere"); });
 
-await check(`${filmed} films played, ${slid} sliders moved`, async (page, problems) => { if (!filmed || !slid) problems.push("no film or no slider on any page"); });
+await check(`${filmed} films played, ${slid} sliders moved, ${mapped} maps explored`, async (page, problems) => { if (!filmed || !slid || !mapped) problems.push("no film, no slider or no map on any page"); });
 
 await browser.close();
 console.log(`${passed} passed, ${failed} failed`);

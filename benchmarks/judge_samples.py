@@ -47,7 +47,8 @@ def generate(denoiser, args, size, classes):
     with fast:
         for start in tqdm(range(0, len(labels), args.batch), desc=f"{len(labels)} samples"):
             y = labels[start:start + args.batch].to(device)
-            x = sample(guide(denoiser, y, scale=args.scale), (len(y), 3, size, size), denoiser.schedule, args.steps,
+            cond = denoiser.network.condition(y) if hasattr(denoiser.network, "condition") else y
+            x = sample(guide(denoiser, cond, scale=args.scale), (len(y), 3, size, size), denoiser.schedule, args.steps,
                        samplers[args.sampler], seed=args.seed, start=start, device=device)
             out.append(x.float().clamp(-1, 1).cpu())
     return torch.cat(out), labels

