@@ -7,7 +7,6 @@ Picture i of a class starts from the same noise whatever n and batch are. Also c
 of the class have, where Oxford-102 is found (ZERODIFF_DATA).
 """
 import argparse, contextlib, time
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -15,12 +14,13 @@ from tqdm import tqdm
 from zerodiff.data import flowers102, make_grid, save_image, to_float
 from zerodiff.guidance import guide
 from zerodiff.judge import Judge, agreement, shrink
+from zerodiff.latent import space_of
 from zerodiff.sampling import sample, samplers
-from zerodiff.training import load, pick_device, pick_precision
+from zerodiff.training import load, pick_device, pick_precision, weights_path
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--weights", type=Path, default=Path(str(files("zerodiff") / "weights" / "flowers.safetensors")))
+    p.add_argument("--weights", type=weights_path, default="flowers", help="a file, or weights that ship with the package (flowers)")
     p.add_argument("--n", type=int, default=10, help="samples of each class (10)")
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--scale", type=float, default=3., help="guidance weight: 1 is plain conditional (3)")
@@ -41,6 +41,7 @@ def generate(denoiser, args, size, classes):
     "All samples, (classes * n, 3, size, size) in [-1, 1], and their labels; sample i of the whole has the i-th noise."
     labels = torch.arange(classes).repeat(args.n)                     # the first `classes` of them: one of each
     device = next(denoiser.parameters()).device
+    space = space_of(denoiser.info, device)
     dtype = pick_precision(device)
     fast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
     out = []
@@ -48,9 +49,9 @@ def generate(denoiser, args, size, classes):
         for start in tqdm(range(0, len(labels), args.batch), desc=f"{len(labels)} samples"):
             y = labels[start:start + args.batch].to(device)
             cond = denoiser.network.condition(y) if hasattr(denoiser.network, "condition") else y
-            x = sample(guide(denoiser, cond, scale=args.scale), (len(y), 3, size, size), denoiser.schedule, args.steps,
+            x = sample(guide(denoiser, cond, scale=args.scale), (len(y), *space.shape(size)), denoiser.schedule, args.steps,
                        samplers[args.sampler], seed=args.seed, start=start, device=device)
-            out.append(x.float().clamp(-1, 1).cpu())
+            out.append(space.decode(x.float()).cpu())
     return torch.cat(out), labels
 
 def row(name, a):

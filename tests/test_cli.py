@@ -14,7 +14,8 @@ from zerodiff.data import garden, save_image
 from zerodiff.film import read_film, read_sprite
 from zerodiff.pipeline import new_denoiser
 from zerodiff.sampling import samplers
-from zerodiff.training import header, save_weights
+from zerodiff.training import header, load_network, save_network, save_weights
+from zerodiff.vae import VAE, psnr
 
 SMALL = ["--size", "16", "--channels", "8", "--multipliers", "1", "2", "--batch", "4", "--warmup", "1", "--preview-every", "0", "--device", "cpu"]
 
@@ -293,6 +294,167 @@ def test_train_refuses(tmp_path, capsys, weights):
     assert (run / "checkpoint.safetensors").read_bytes() == b"precious"
 
 
+# ---------------------------------------------------------------- latents
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    "A tiny untrained VAE: of 2x2 pixels it makes one of 4 channels."
+    path = tmp_path_factory.mktemp("vae") / "tiny.safetensors"
+    torch.manual_seed(0)
+    save_network(path, VAE(4, 8, (1, 2), (1, 1), patch=1), data="garden")
+    return str(path)
+
+
+def test_reconstruct_shows_photo_reconstruction_and_difference(vae, photo, capsys):
+    import numpy as np
+    from zerodiff.pipeline import open_photo
+    out, net = photo.parent / "x.png", load_network(vae, VAE, "cpu")
+    assert main(["reconstruct", str(photo), "--vae", vae, "--size", "32", "--zoom", "1", "--device", "cpu", "--out", str(out)]) == 0
+    assert Image.open(out).size == (3 * 32 + 4 * 2, 32 + 2 * 2) and sorted(f.name for f in photo.parent.iterdir()) == ["photo.jpg", "x.png"]
+    x = open_photo(photo, 32)
+    again = net.decode(net.encode(x).mean).clamp(-1, 1)
+    cells = [torch.from_numpy(np.array(Image.open(out)))[2:34, 2 + i * 34:34 + i * 34].permute(2, 0, 1) / 127.5 - 1 for i in range(3)]
+    for cell, want in zip(cells, (x, again, again - x)): assert (cell - want[0].clamp(-1, 1)).abs().max() < .02
+    said = capsys.readouterr().out
+    assert "3072 numbers as 1024, 3 to 1" in said and f"PSNR {psnr(again, x).item():.1f} dB" in said
+    assert main(["reconstruct", str(photo), "--vae", vae, "--size", "16", "--device", "cpu", "--out", str(out)]) == 0
+    assert Image.open(out).size == (3 * 64 + 4 * 2, 64 + 2 * 2) and "768 numbers as 256, 3 to 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--out", "x.gif"], "expected a name ending in .png"), (["--out", "x.bmp"], "x.bmp"), (["--out", "no/x.png"], "no folder"), (["--zoom", "0"], "zoom: got 0"),
+    (["--size", "33"], "size: got 33 pixels, expected a multiple of 2"), (["--size", "0"], "size: got 0"), (["--size", "-2"], "size: got -2"),
+    (["--vae", "vae7"], "got 'vae7', but zerodiff comes with"), (["--vae", "none.safetensors"], "none.safetensors"), (["--vae", "flowers"], "holds a ClassConditional, expected a VAE"),
+    (["--vae", "broken.safetensors"], "no whole safetensors"), (["--device", "abacus"], "abacus")])
+def test_reconstruct_refuses(vae, photo, capsys, monkeypatch, options, says):
+    monkeypatch.chdir(photo.parent)
+    (photo.parent / "broken.safetensors").write_bytes(b"broken" * 9)
+    before = sorted(photo.parent.iterdir())
+    assert says in refused(capsys, "reconstruct", photo, "--vae", vae, "--size", 32, *options)
+    assert sorted(photo.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("ending", ["bmp", "gif"])
+def test_reconstruct_offers_no_ending_that_it_refuses(vae, photo, capsys, ending):
+    said = refused(capsys, "reconstruct", photo, "--vae", vae, "--out", photo.parent / f"x.{ending}").replace(f"x.{ending}", "")
+    assert ".png" in said and ".gif" not in said and ".mp4" not in said
+
+
+def test_reconstruct_refuses_photos(vae, photo, capsys):
+    out = photo.parent / "x.png"
+    assert "photo: there is no file" in refused(capsys, "reconstruct", photo.parent / "none.jpg", "--vae", vae, "--out", out)
+    (photo.parent / "text.jpg").write_text("not a picture")
+    assert "text.jpg cannot be read: not a picture" in refused(capsys, "reconstruct", photo.parent / "text.jpg", "--vae", vae, "--out", out)
+    assert not out.exists()
+
+
+def fewer(monkeypatch):
+    "A garden of 64 pictures in the place of 4096."
+    monkeypatch.setattr("zerodiff.pipeline.garden", lambda n, size: garden(64, size))
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_train_on_latents_sample_resume(vae, tmp_path, capsys, monkeypatch, size):
+    "The life of a latent model: its file knows the VAE, in this process and in another, and so does the run that goes on."
+    fewer(monkeypatch)
+    run, out = tmp_path / "run", tmp_path / "x.png"
+    file, command = run / "checkpoint.safetensors", ["train", "--data", "garden", *SMALL, "--size", str(size)]
+    assert main([*command, "--latent", vae, "--out", str(run), "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"64 pictures of {size}x{size} as latents of {vae}" in said and "2 steps" in said
+    about = header(file)
+    assert about["info"]["latent"]["weights"] == vae and about["clip"] is None and about["info"]["size"] == size
+    assert about["network"]["args"]["network"]["args"]["in_channels"] == 4 and about["info"]["progress"]["pictures"] == 128
+    argv = ["sample", "--weights", str(file), "--class", "red round", "-n", "2", "--steps", "2", "--zoom", "1", "--device", "cpu", "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", "from zerodiff.cli import main; raise SystemExit(main())", *argv], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(out).size == (2 * size + 3 * 2, size + 2 * 2)
+    assert main([*command, "--resume", str(run), "--steps", "4"]) == 0
+    said, after = capsys.readouterr().out, header(file)
+    assert f"as latents of {vae}" in said and "from step 2" in said
+    assert after["info"]["progress"]["step"] == 4 and after["info"]["latent"] == about["info"]["latent"]
+    assert main(["info", "--weights", str(file)]) == 0
+    assert f"{size} px, 21 classes, latents of {vae}, v-prediction" in capsys.readouterr().out
+
+
+def stopping(at):
+    "A step that at step `at` is interrupted once it is done, as by Ctrl-C."
+    from zerodiff.training import Stepper
+    real = Stepper.train_step
+    def step(self):
+        loss = real(self)
+        if self.step == at: signal.raise_signal(signal.SIGINT)
+        return loss
+    return step
+
+
+def test_resuming_is_the_run_that_was_not_stopped(vae, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+    fewer(monkeypatch)
+    command = ["train", "--data", "garden", *SMALL, "--latent", vae, "--precision", "fp32"]
+    assert main([*command, "--out", str(tmp_path / "a"), "--steps", "4"]) == 0
+    whole = load_file(tmp_path / "a" / "checkpoint.safetensors")
+    with monkeypatch.context() as m:
+        m.setattr("zerodiff.training.Stepper.train_step", stopping(2))
+        assert main([*command, "--out", str(tmp_path / "b"), "--steps", "4"]) == 130
+    assert header(tmp_path / "b" / "checkpoint.safetensors")["info"]["progress"]["step"] == 2
+    assert main(["train", "--data", "garden", *SMALL, "--resume", str(tmp_path / "b")]) == 0
+    again = load_file(tmp_path / "b" / "checkpoint.safetensors")
+    assert whole.keys() == again.keys() and all(torch.allclose(whole[k], again[k], atol=1e-6) for k in whole)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latents"])
+def test_a_resumed_run_keeps_its_size(vae, tmp_path, capsys, monkeypatch, kind):
+    "Without --size the pictures are those that the run began with, or it is refused: never silently others."
+    fewer(monkeypatch)
+    unsized, run = [w for w in SMALL if w not in ("--size", "16")], tmp_path / "run"
+    assert main(["train", "--data", "garden", *SMALL, *(["--latent", vae] if kind == "latents" else []), "--out", str(run), "--steps", "1"]) == 0
+    capsys.readouterr()
+    code = main(["train", "--data", "garden", *unsized, "--resume", str(run), "--steps", "2"])
+    captured = capsys.readouterr()
+    assert "64 pictures of 16x16" in captured.out if code == 0 else "size" in captured.err
+
+
+def test_a_vae_that_is_gone_or_another_is_named(vae, tmp_path, capsys, monkeypatch):
+    fewer(monkeypatch)
+    mine, run = tmp_path / "mine.safetensors", tmp_path / "run"
+    mine.write_bytes(open(vae, "rb").read())
+    assert main(["train", "--data", "garden", *SMALL, "--latent", str(mine), "--out", str(run), "--steps", "1"]) == 0
+    capsys.readouterr()
+    torch.manual_seed(1)
+    save_network(mine, VAE(4, 8, (1, 2), (1, 1), patch=1))
+    draw = ["sample", "--weights", run / "checkpoint.safetensors", "--out", tmp_path / "x.png"]
+    go_on = ["train", "--data", "garden", *SMALL, "--resume", run, "--steps", 2]
+    for argv in (draw, go_on): assert "mine.safetensors is not the VAE whose latents this model was trained on" in refused(capsys, *argv)
+    mine.unlink()
+    for argv in (draw, go_on): assert "mine.safetensors" in refused(capsys, *argv)
+    assert header(run / "checkpoint.safetensors")["info"]["progress"]["step"] == 1
+
+
+def test_the_command_in_a_file_holds_no_folders(vae, tmp_path, monkeypatch):
+    fewer(monkeypatch)
+    assert main(["train", "--data", "garden", *SMALL, "--latent", vae, "--out", str(tmp_path / "run"), "--steps", "1"]) == 0
+    command = header(tmp_path / "run" / "checkpoint.safetensors")["info"]["command"]
+    assert command.startswith("zerodiff train --data garden --size 16") and "--latent tiny.safetensors" in command and "/" not in command
+
+
+def test_train_on_latents_refuses(vae, tmp_path, capsys, monkeypatch):
+    fewer(monkeypatch)
+    train = ["train", "--data", "garden", *SMALL, "--out", tmp_path / "run", "--steps", 1]
+    assert "got 'vae7', but zerodiff comes with" in refused(capsys, *train, "--latent", "vae7")
+    assert "none.safetensors" in refused(capsys, *train, "--latent", tmp_path / "none.safetensors")
+    assert "holds a ClassConditional, expected a VAE" in refused(capsys, *train, "--latent", "flowers")
+    assert "17x17 pixels, expected multiples of 2" in refused(capsys, *train, "--latent", vae, "--size", 17)
+    assert "size: got 18 pixels, expected a multiple of 4" in refused(capsys, *train, "--latent", vae, "--size", 18)
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latents"])
+def test_train_takes_no_size_of_nothing(vae, tmp_path, capsys, monkeypatch, kind):
+    fewer(monkeypatch)
+    assert "size" in refused(capsys, "train", "--data", "garden", *SMALL, "--size", 0, "--out", tmp_path / "run", "--steps", 1, *(["--latent", vae] if kind == "latents" else []))
+
+
 def test_ctrl_c_leaves_a_checkpoint(tmp_path):
     run = tmp_path / "run"
     child = subprocess.Popen([sys.executable, "-c", "from zerodiff.cli import main; raise SystemExit(main())", "train", "--data", "garden", *SMALL, "--out", str(run), "--minutes", "5", "--save-every", "0.1"],
@@ -314,7 +476,7 @@ def test_info(weights, capsys):
 
 
 def test_help_is_there_for_each_command(capsys):
-    for argv in (["--help"], *([c, "--help"] for c in ("sample", "sweep", "switch", "restyle", "train", "info"))):
+    for argv in (["--help"], *([c, "--help"] for c in ("sample", "sweep", "switch", "restyle", "reconstruct", "train", "info"))):
         with pytest.raises(SystemExit) as e: main(argv)
         assert e.value.code == 0 and "examples:" in capsys.readouterr().out
     with pytest.raises(SystemExit) as e: main(["smaple"])

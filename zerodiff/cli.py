@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'CLASSES', 'FILMS', 'parser', 'drawing_options', 'guidance_options', 'subject_options', 'sample_options',
-           'sweep_options', 'switch_options', 'restyle_options', 'train_options', 'checked_out', 'opened', 'every',
-           'subject', 'unheard', 'drawing', 'spread', 'write_frames', 'grid', 'said', 'sample', 'sweep', 'switch',
-           'restyle', 'spoken', 'train', 'tool', 'info', 'run', 'main']
+           'sweep_options', 'switch_options', 'restyle_options', 'reconstruct_options', 'train_options', 'checked_out',
+           'opened', 'every', 'subject', 'unheard', 'drawing', 'spread', 'write_frames', 'grid', 'said', 'sample',
+           'sweep', 'switch', 'restyle', 'reconstruct', 'spoken', 'to_train_on', 'train', 'tool', 'info', 'run', 'main']
 
 # %% ../nbs/13b_command_line.ipynb #144e2129
 import argparse, os, shlex, sys
@@ -22,9 +22,12 @@ EXAMPLES = """examples:
   zerodiff switch --from-class rose --to-class sunflower --steps 256 --frames 33 --out switch.mp4
   zerodiff restyle photo.jpg --class rose --strength 0.6 --out rose.png
   zerodiff restyle photo.jpg --class rose --strength 1 --invert --frames 25 --out rose.gif
+  zerodiff sample --weights latent --class rose sunflower -n 8 --out latent.png
+  zerodiff reconstruct photo.jpg --vae vae48 --out reconstructed.png
   zerodiff train --data garden --size 16 --minutes 1 --out runs/garden
   zerodiff train --data path/to/folder --size 64 --steps 20000 --out runs/mine
   zerodiff train --data path/to/folder --size 64 --resume runs/mine
+  zerodiff train --data path/to/folder --latent --minutes 60 --out runs/latent
   zerodiff sample --weights runs/mine/checkpoint.safetensors --out mine.png
   zerodiff info
 """
@@ -41,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     sweep_options(command("sweep", "Film what guidance does: the same pictures at each weight (or rescaled phi)."))
     switch_options(command("switch", "Film the step k at which one class gives way to another."))
     restyle_options(command("restyle", "Make a photograph into a picture of a class, or the film of it."))
+    reconstruct_options(command("reconstruct", "Squeeze a photograph through a VAE, and see what is left."))
     train_options(command("train", "Train a model on Oxford-102, on the garden or on a folder of pictures."))
     info = command("info", "Say what weights are here, what they were trained on, the versions and the device.")
     info.add_argument("--weights", metavar="NAME|FILE", help="only this file, with all that its header says")
@@ -117,11 +121,21 @@ def restyle_options(p):
     guidance_options(p, 3.)
     p.add_argument("--fps", type=float, default=8, help="frames a second (default 8)")
 
+def reconstruct_options(p):
+    "The options of `reconstruct`."
+    p.add_argument("photo", help="a photograph of any size; its largest centred square is used")
+    p.add_argument("--vae", default="vae24", metavar="NAME|FILE", help="vae12, vae24 or vae48, by how many numbers become one, or a file (default vae24)")
+    p.add_argument("--size", type=int, default=64, help="height and width it is brought to first (default 64)")
+    p.add_argument("--zoom", type=int, default=4, help="how much larger to save it (default 4; 1: pixel for pixel)")
+    p.add_argument("--device", help="cpu, cuda or mps (default: the fastest here)")
+    p.add_argument("--out", default="reconstructed.png", metavar="FILE", help="a .png: photograph, reconstruction, difference (default reconstructed.png)")
+
 # %% ../nbs/13b_command_line.ipynb #bab3629e
 def train_options(p):
     "The options of `train`."
     p.add_argument("--data", required=True, metavar="flowers102|garden|FOLDER", help="subfolders of a folder are its classes")
-    p.add_argument("--size", type=int, default=32, help="height and width of the pictures (default 32)")
+    p.add_argument("--size", type=int, help="height and width of the pictures (default 32; with --latent 64)")
+    p.add_argument("--latent", nargs="?", const="vae24", metavar="NAME|FILE", help="diffuse in the latents of this VAE (default vae24)")
     p.add_argument("--steps", type=int, help="steps to train (a resumed run: in all)")
     p.add_argument("--minutes", type=float, help="minutes to train, instead of steps (default 30)")
     p.add_argument("--batch", type=int, default=32, help="pictures a step (default 32)")
@@ -130,9 +144,9 @@ def train_options(p):
     p.add_argument("--warmup", type=int, default=200, help="steps over which the learning rate rises (default 200)")
     p.add_argument("--ema", type=float, default=.999, help="decay of the averaged weights (default 0.999)")
     p.add_argument("--channels", type=int, default=128, help="width of the network (default 128)")
-    p.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 2], help="widths of its levels (default 1 2 2)")
+    p.add_argument("--multipliers", type=int, nargs="+", help="widths of its levels (default 1 2 2; with --latent 1 2)")
     p.add_argument("--blocks", type=int, default=1, help="blocks a level (default 1)")
-    p.add_argument("--patch", type=int, help="pixels folded into channels, a side (default: size / 16)")
+    p.add_argument("--patch", type=int, help="pixels folded into channels, a side (default: what leaves 16 positions a side)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 where it is fast")
     p.add_argument("--device", help="cpu, cuda or mps (default: the fastest here)")
@@ -146,10 +160,10 @@ def train_options(p):
 # %% ../nbs/13b_command_line.ipynb #cdcc5554
 FILMS = (".gif", ".mp4", ".webp")
 
-def checked_out(args) -> Path:
+def checked_out(args, endings=(".png", *FILMS)) -> Path:
     "The file to write; refused before the work, not after it, where its ending, its folder or ffmpeg will not do."
     out = Path(args.out)
-    if out.suffix.lower() not in (".png", *FILMS): raise ValueError(f"out: got {args.out}, expected a name ending in .png, .gif, .mp4 or .webp")
+    if out.suffix.lower() not in endings: raise ValueError(f"out: got {args.out}, expected a name ending in {' or '.join(endings)}")
     if not out.parent.is_dir(): raise FileNotFoundError(f"out: there is no folder {out.parent}")
     if out.is_dir(): raise IsADirectoryError(f"out: {out} is a folder, expected the name of a file")
     if not os.access(out.parent, os.W_OK): raise PermissionError(f"out: the folder {out.parent} cannot be written to")
@@ -280,23 +294,51 @@ def restyle(args):
     else: save_image(drawn(args.strength), out)
     said(out, Path(args.photo).name, "->", ", ".join(names))
 
+def reconstruct(args):
+    "Write a photograph, what a VAE keeps of it, and the difference (grey is none), and say how good it is."
+    import torch
+    from zerodiff.data import make_grid, save_image
+    from zerodiff.film import enlarge
+    from zerodiff.pipeline import open_photo
+    from zerodiff.training import load_network
+    from zerodiff.vae import VAE, psnr
+    out, vae = checked_out(args, (".png",)), load_network(args.vae, VAE, args.device)
+    if args.size < vae.factor or args.size % vae.factor: raise ValueError(f"size: got {args.size} pixels, expected a multiple of {vae.factor}")
+    x = open_photo(args.photo, args.size)
+    where = vae.encode(x.to(next(vae.parameters()).device)).mean
+    again = vae.decode(where).clamp(-1, 1).cpu()
+    save_image(make_grid(enlarge(torch.cat([x, again, (again - x).clamp(-1, 1)]), args.zoom), 3), out)
+    said(out, f"{x.numel()} numbers as {where.numel()}, {vae.ratio:g} to 1, PSNR {psnr(again, x).item():.1f} dB")
+
 # %% ../nbs/13b_command_line.ipynb #828b25be
 def spoken(args) -> str:
     "The command as it was typed, for the weights file to say; of paths only the last part, since files travel."
-    paths = {str(p) for p in (args.data, args.out, args.resume, args.tensorboard) if p}
+    paths = {str(p) for p in (args.data, args.out, args.resume, args.tensorboard, args.latent) if p}
     return shlex.join(["zerodiff"] + [Path(w).name if w in paths else w for w in args.words])
 
 # %% ../nbs/13b_command_line.ipynb #d4071b4c
+def to_train_on(args, checkpoint: Path):
+    "The pictures, what of them the network will see (latents, if `args` or the checkpoint to resume say so), and the space those live in, or None."
+    from zerodiff.latent import encoded
+    from zerodiff.pipeline import open_data
+    from zerodiff.training import header
+    begun = header(checkpoint)["info"] if args.resume else {}
+    latent = begun.get("latent") if args.resume else args.latent and dict(weights=args.latent)
+    if args.size is None: args.size = begun.get("size", 64 if latent else 32)
+    args.multipliers = args.multipliers or ([1, 2] if latent else [1, 2, 2])
+    pictures = open_data(args.data, args.size)
+    return (pictures, *encoded(pictures, latent, args.device)) if latent else (pictures, pictures, None)
+
 def train(args):
     "Train a new model, or go on with one, and say where it is."
-    from zerodiff.pipeline import new_denoiser, open_data, preview
+    from zerodiff.pipeline import new_denoiser, preview
     from zerodiff.training import Trainer
     if args.steps is None and args.minutes is None and not args.resume: args.minutes = 30.
     where = Path(args.out if args.resume in (None, True) else args.resume)
     checkpoint = where if where.suffix else where / "checkpoint.safetensors"
     if args.resume and not checkpoint.exists(): raise FileNotFoundError(f"resume: there is no checkpoint at {checkpoint}")
     if not args.resume and checkpoint.exists(): raise FileExistsError(f"out: {checkpoint} is there already; give --resume to go on with it, or another --out")
-    data = open_data(args.data, args.size)
+    pictures, data, space = to_train_on(args, checkpoint)
     name = args.data if args.data in ("flowers102", "garden") else Path(args.data).resolve().name
     options = dict(save_every=args.save_every, preview=preview if args.preview_every else None, preview_every=args.preview_every or 1,
                    tensorboard=args.tensorboard, device=args.device, compile=args.compile)
@@ -305,11 +347,11 @@ def train(args):
         trainer = Trainer.resume(checkpoint, data, checkpoint.parent, **options, **length)
     else:
         about = dict(data=name, command=spoken(args)) | (dict(split="fit") if name == "flowers102" else {})
-        denoiser = new_denoiser(data, args.channels, tuple(args.multipliers), args.blocks, args.patch, args.seed, **about)
+        denoiser = new_denoiser(pictures, args.channels, tuple(args.multipliers), args.blocks, args.patch, args.seed, space, **about)
         recipe = {k: getattr(args, k) for k in "steps minutes batch accumulate lr warmup ema seed precision".split()}
         trainer = Trainer(denoiser, data, args.out, **options, **recipe)
     size = sum(p.numel() for p in trainer.network.parameters()) / 1e6
-    print(f"{len(data)} pictures of {args.size}x{args.size}, {len(data.classes)} classes; {size:.1f} M weights on {trainer.device}, {trainer.recipe.precision}; from step {trainer.step}")
+    print(f"{len(pictures)} pictures of {args.size}x{args.size}{f' as latents of {space.weights}' if space else ''}, {len(data.classes)} classes; {size:.1f} M weights on {trainer.device}, {trainer.recipe.precision}; from step {trainer.step}")
     try: trainer.fit()
     except KeyboardInterrupt:
         print(f"stopped at step {trainer.step}; go on with: zerodiff train --data {args.data} --size {args.size} --resume {trainer.out}", file=sys.stderr)
@@ -330,8 +372,7 @@ def info(args):
     import json, platform
     import torch
     import zerodiff
-    from zerodiff.pipeline import weights_path
-    from zerodiff.training import header, pick_device
+    from zerodiff.training import header, pick_device, weights_path
     files = [weights_path(args.weights)] if args.weights else sorted((Path(zerodiff.__file__).parent / "weights").glob("*.safetensors"))
     if not args.weights:
         print(f"zerodiff {zerodiff.__version__}, torch {torch.__version__}, Python {platform.python_version()}, device {pick_device()}")
@@ -344,7 +385,8 @@ def info(args):
             continue
         about = head["info"]
         recipe, progress = about.get("recipe", {}), about.get("progress", {})
-        print(f"{name}: {about.get('size', '?')} px, {len(about.get('classes', []))} classes{', sentences' if 'encoder' in about else ''}, "
+        print(f"{name}: {about.get('size', '?')} px, {len(about.get('classes', []))} classes{', sentences' if 'encoder' in about else ''}"
+              f"{', latents of ' + about['latent']['weights'] if 'latent' in about else ''}, "
               f"{head['predicts']}-prediction, {head['schedule']['name']} schedule; trained on {about.get('data', 'unknown data')}, "
               f"{progress.get('step', '?')} steps of {recipe.get('batch', '?')} pictures in {progress.get('elapsed', 0) / 60:.0f} minutes")
         if args.weights: print(json.dumps({k: v for k, v in head.items() if k != "info"} | {"info": {k: v for k, v in about.items() if k != "progress"}}, indent=2))
@@ -365,4 +407,4 @@ def main(argv=None) -> int:
     "The command `zerodiff`; returns its exit code."
     words = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(words, argparse.Namespace(words=words))
-    return run(dict(sample=sample, sweep=sweep, switch=switch, restyle=restyle, train=train, info=info)[args.command], args)
+    return run(dict(sample=sample, sweep=sweep, switch=switch, restyle=restyle, reconstruct=reconstruct, train=train, info=info)[args.command], args)

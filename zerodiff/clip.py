@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import COLOURS, Pictures, check_range, need, to_float
-from .training import WeightsError, file_header, fill, fit_for_a_file, pick_device, shipped, tensors_in, write_tensors
-from .unet import Network, build
+from .training import WeightsError, file_header, load_network, save_network, tensors_in, write_tensors
+from .unet import Network
 
 # %% ../nbs/07_clip.ipynb #64b3c9e5
 def clip_loss(image: Tensor, text: Tensor, scale, true: Tensor | None = None) -> Tensor:
@@ -254,23 +254,11 @@ def digest(module: nn.Module) -> str:
 
 def save_clip(path, clip: CLIP, **info):
     "Write a CLIP's weights, in float16, with all that `load_clip` needs and `info` (JSON values). Errors as of `save_weights`."
-    try: text = json.dumps(dict(format=1, network=clip.config, info=info))
-    except TypeError as e: raise TypeError(f"info: a weights file holds JSON values only ({e})") from None
-    write_tensors(path, fit_for_a_file({f"network.{k}": v for k, v in clip.state_dict().items()}), text)
+    save_network(path, clip, **info)
 
 def load_clip(weights: str | Path = "flowerclip", device=None) -> CLIP:
-    """The CLIP in a file of `save_clip`, or among those that ship with the package, ready to encode; `.info` is what its file says.
-
-    Errors: FileNotFoundError; WeightsError for a file that is cut off, foreign, or holds something else."""
-    path = shipped(weights) if isinstance(weights, str) and "/" not in weights and "." not in weights else Path(weights)
-    head = file_header(path, ("network", "info"))
-    try: clip = build(head["network"])
-    except (TypeError, KeyError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
-        raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
-    if not isinstance(clip, CLIP): raise WeightsError(f"weights: {path} holds a {type(clip).__name__}, expected a CLIP")
-    fill(clip, tensors_in(path, "network."), path)
-    clip.info = head["info"]
-    return clip.to(pick_device(device)).eval().requires_grad_(False)
+    "The CLIP in a file of `save_clip`, or among those that ship with the package, ready to encode. Errors and `.info` as of `load_network`."
+    return load_network(weights, CLIP, device)
 
 # %% ../nbs/07_clip.ipynb #4da828ff
 def kept_vectors(path: Path, key: str) -> Tensor | None:
@@ -290,7 +278,7 @@ def vectors_of(encoder, pictures: Pictures, folder=None, batch: int = 128) -> Te
         if (found := kept_vectors(path, key)) is not None: return found
     device, parts = next(encoder.parameters()).device, tqdm(pictures.images.split(batch), "vectors", leave=False, disable=None)
     with at_rest(encoder), torch.autocast(device.type, enabled=False):
-        found = torch.cat([encoder.encode_image(to_float(part).to(device)).cpu() for part in parts])
+        found = torch.cat([encoder.encode_image(to_float(part).to(device)).cpu() for part in parts]).contiguous()
     if folder is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, dict(vectors=found), json.dumps(dict(format=1, info=dict(key=key))))

@@ -84,7 +84,8 @@ class Batches:
     So a resumed run needs no random state, and each of several processes can draw the whole batch and take its share."""
     def __init__(self, data: Pictures, T: int, batch: int, seed: int = 0, flip: bool = True, device="cpu"):
         if len(data) == 0: raise ValueError("data: got no pictures")
-        self.data, self.T, self.batch, self.seed, self.flip, self.device = data, T, batch, seed, flip, device
+        self.data, self.T, self.batch, self.seed, self.device = data, T, batch, seed, device
+        self.flip = flip and not getattr(data, "mirrored", False)        # not where the data holds mirror images of its own
         self.epoch, self.order = -1, None
 
     def indices(self, step: int) -> Tensor:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'bf16_is_fast', 'pick_precision', 'WeightsError', 'describe', 'file_header', 'header', 'write_tensors',
-           'fit_for_a_file', 'save_weights', 'shipped', 'tensors_in', 'fill', 'load', 'check_recipe', 'Recipe',
-           'several_processes', 'Team', 'TrainingState', 'share', 'own_dice', 'loss_in', 'check_finite', 'Stepper',
-           'averaged', 'save_checkpoint', 'read_run', 'restore', 'in_notebook', 'state_line', 'Lines', 'Bar', 'Curve',
-           'Progress', 'Signals', 'open_board', 'write_log', 'attempt', 'saved_at_the_end', 'Diary', 'run_steps',
-           'Trainer']
+           'fit_for_a_file', 'save_weights', 'shipped', 'weights_path', 'tensors_in', 'fill', 'network_header',
+           'save_network', 'load_network', 'load', 'check_recipe', 'Recipe', 'several_processes', 'Team',
+           'TrainingState', 'share', 'own_dice', 'loss_in', 'check_finite', 'Stepper', 'averaged', 'save_checkpoint',
+           'read_run', 'restore', 'in_notebook', 'state_line', 'Lines', 'Bar', 'Curve', 'Progress', 'Signals',
+           'open_board', 'write_log', 'attempt', 'saved_at_the_end', 'Diary', 'run_steps', 'Trainer']
 
 # %% ../nbs/03b_training.ipynb #5bdcf6d9
 import functools, json, math, os, signal, sys, threading, time, warnings
@@ -127,6 +127,11 @@ def shipped(name: str = "flowers") -> Path:
     if path.is_file(): return path
     raise FileNotFoundError(f"weights: got {name!r}, but zerodiff comes with {', '.join(there) or 'none'}")
 
+def weights_path(weights: str | Path) -> Path:
+    "The file meant by `weights`: a path, or the name of weights that ship with the package."
+    path = Path(weights)
+    return path if path.suffix or len(path.parts) > 1 or path.exists() else shipped(str(weights))
+
 # %% ../nbs/03b_training.ipynb #e54b35d0
 def tensors_in(path, prefix: str) -> dict[str, Tensor]:
     "The tensors of a weights file whose names begin with `prefix`, without it."
@@ -141,11 +146,34 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path):
                                  f"or of another shape, such as {wrong[0]}")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
 
+def network_header(network: Network, info: dict) -> str:
+    "The header of a file of `save_network` as JSON; TypeError where a part of it cannot be written down."
+    try: return json.dumps(dict(format=1, network=network.config, info=info))
+    except TypeError as e: raise TypeError(f"info: a weights file holds JSON values only ({e})") from None
+
+def save_network(path, network: Network, **info):
+    "Write a network that is no denoiser, in float16, with all that `load_network` needs and `info` (JSON values). Errors as of `save_weights`."
+    write_tensors(path, fit_for_a_file({f"network.{k}": v for k, v in network.state_dict().items()}), network_header(network, info))
+
+def load_network(weights: str | Path, kind: type[Network], device=None) -> Network:
+    """The network of class `kind` in a file of `save_network`, or among those that ship with the package; `.info` is what its file says.
+
+    Errors: FileNotFoundError; WeightsError for a file that is cut off, foreign, or holds something else."""
+    path = weights_path(weights)
+    head = file_header(path, ("network", "info"))
+    try: network = build(head["network"])
+    except (TypeError, LookupError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
+        raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
+    if not isinstance(network, kind): raise WeightsError(f"weights: {path} holds a {type(network).__name__}, expected a {kind.__name__}")
+    fill(network, tensors_in(path, "network."), path)
+    network.info = head["info"]
+    return network.to(pick_device(device)).eval().requires_grad_(False)
+
 def _make(path) -> Denoiser:
     "The denoiser that the header of `path` describes, with new weights."
     head = header(path)
     try: denoiser = Denoiser(build(head["network"]), make_schedule(head["schedule"]), head["predicts"], head["clip"])
-    except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as e:
+    except (TypeError, LookupError, ValueError, AttributeError, RuntimeError) as e:
         raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
     denoiser.info = head["info"]
     return denoiser
