@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence

@@ -329,6 +329,7 @@ def to_train_on(args, checkpoint: Path):
     pictures = open_data(args.data, args.size)
     return (pictures, *encoded(pictures, latent, args.device)) if latent else (pictures, pictures, None)
 
+# %% ../nbs/13b_command_line.ipynb #6f921a11
 def train(args):
     "Train a new model, or go on with one, and say where it is."
     from zerodiff.pipeline import new_denoiser, preview

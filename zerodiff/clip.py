@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import COLOURS, Pictures, check_range, need, to_float
-from .training import WeightsError, file_header, load_network, save_network, tensors_in, write_tensors
+from .training import WeightsError, file_header, load_network, pick_device, save_network, tensors_in, write_tensors
 from .unet import Network
 
 # %% ../nbs/07_clip.ipynb #64b3c9e5

@@ -92,7 +92,7 @@ def space_of(info: dict, device=None) -> LatentSpace | Pixels:
     "Where a denoiser with this `info` lives."
     return LatentSpace.load(info["latent"], device) if "latent" in info else Pixels()
 
-# %% ../nbs/10_latent_diffusion.ipynb #a327b9c5
+# %% ../nbs/10_latent_diffusion.ipynb #2eed29a5
 class Latents:
     """Latents to train on, in the place of `Pictures`: those of each picture and, behind them, those of its mirror image.
 
@@ -106,7 +106,9 @@ class Latents:
     def __len__(self): return len(self.z)
     def batch(self, indices): return self.z[torch.as_tensor(indices)], self.labels[torch.as_tensor(indices)]
 
-def mirrored(pictures: Pictures) -> Pictures: return Pictures(pictures.images.flip(-1), pictures.labels, pictures.classes)
+def mirrored(pictures: Pictures) -> Pictures:
+    "The mirror images of pictures, with their labels."
+    return Pictures(pictures.images.flip(-1), pictures.labels, pictures.classes)
 
 def latents_of(vae: VAE, pictures: Pictures, weights: str = "vae24", folder=None, space: LatentSpace | None = None) -> tuple[Latents, LatentSpace]:
     "The pictures and their mirror images as `Latents` with mean 0 and variance 1, and the space that is so measured (or `space`, if given)."

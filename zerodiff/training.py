@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'bf16_is_fast', 'pick_precision', 'WeightsError', 'describe', 'file_header', 'header', 'write_tensors',
-           'fit_for_a_file', 'save_weights', 'shipped', 'weights_path', 'tensors_in', 'fill', 'network_header',
-           'save_network', 'load_network', 'load', 'check_recipe', 'Recipe', 'several_processes', 'Team',
-           'TrainingState', 'share', 'own_dice', 'loss_in', 'check_finite', 'Stepper', 'averaged', 'save_checkpoint',
-           'read_run', 'restore', 'in_notebook', 'state_line', 'Lines', 'Bar', 'Curve', 'Progress', 'Signals',
-           'open_board', 'write_log', 'attempt', 'saved_at_the_end', 'Diary', 'run_steps', 'Trainer']
+           'fit_for_a_file', 'save_weights', 'shipped', 'weights_path', 'tensors_in', 'fill', 'load', 'network_header',
+           'save_network', 'load_network', 'check_recipe', 'Recipe', 'several_processes', 'Team', 'TrainingState',
+           'share', 'own_dice', 'loss_in', 'check_finite', 'Stepper', 'averaged', 'save_checkpoint', 'read_run',
+           'restore', 'in_notebook', 'state_line', 'Lines', 'Bar', 'Curve', 'Progress', 'Signals', 'open_board',
+           'write_log', 'attempt', 'saved_at_the_end', 'Diary', 'run_steps', 'Trainer']
 
 # %% ../nbs/03b_training.ipynb #5bdcf6d9
 import functools, json, math, os, signal, sys, threading, time, warnings
@@ -146,6 +146,24 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path):
                                  f"or of another shape, such as {wrong[0]}")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
 
+def _make(path) -> Denoiser:
+    "The denoiser that the header of `path` describes, with new weights."
+    head = header(path)
+    try: denoiser = Denoiser(build(head["network"]), make_schedule(head["schedule"]), head["predicts"], head["clip"])
+    except (TypeError, LookupError, ValueError, AttributeError, RuntimeError) as e:
+        raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
+    denoiser.info = head["info"]
+    return denoiser
+
+def load(path, device=None) -> Denoiser:
+    """The denoiser in the weights file or checkpoint at `path` (its averaged weights if it has them), ready to sample.
+
+    Errors: FileNotFoundError; WeightsError for a file that is cut off, foreign, or does not fit its own header."""
+    denoiser = _make(path)
+    fill(denoiser.network, tensors_in(path, "network.") | tensors_in(path, "ema."), path)
+    return denoiser.to(pick_device(device), memory_format=torch.channels_last).eval().requires_grad_(False)
+
+# %% ../nbs/03b_training.ipynb #83f47337
 def network_header(network: Network, info: dict) -> str:
     "The header of a file of `save_network` as JSON; TypeError where a part of it cannot be written down."
     try: return json.dumps(dict(format=1, network=network.config, info=info))
@@ -168,23 +186,6 @@ def load_network(weights: str | Path, kind: type[Network], device=None) -> Netwo
     fill(network, tensors_in(path, "network."), path)
     network.info = head["info"]
     return network.to(pick_device(device)).eval().requires_grad_(False)
-
-def _make(path) -> Denoiser:
-    "The denoiser that the header of `path` describes, with new weights."
-    head = header(path)
-    try: denoiser = Denoiser(build(head["network"]), make_schedule(head["schedule"]), head["predicts"], head["clip"])
-    except (TypeError, LookupError, ValueError, AttributeError, RuntimeError) as e:
-        raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
-    denoiser.info = head["info"]
-    return denoiser
-
-def load(path, device=None) -> Denoiser:
-    """The denoiser in the weights file or checkpoint at `path` (its averaged weights if it has them), ready to sample.
-
-    Errors: FileNotFoundError; WeightsError for a file that is cut off, foreign, or does not fit its own header."""
-    denoiser = _make(path)
-    fill(denoiser.network, tensors_in(path, "network.") | tensors_in(path, "ema."), path)
-    return denoiser.to(pick_device(device), memory_format=torch.channels_last).eval().requires_grad_(False)
 
 # %% ../nbs/03b_training.ipynb #73d211db
 _EXPECTED = {"a whole number": (lambda v: v % 1 == 0, ("steps", "batch", "accumulate", "warmup", "seed")),

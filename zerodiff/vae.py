@@ -27,7 +27,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     "Peak signal-to-noise ratio of pictures in [-1, 1], (B,), in dB: 10 log10(4 / MSE)."
     return 10 * (4 / (a - b).square().flatten(1).mean(1)).log10()
 
-# %% ../nbs/09_vae.ipynb #fc673226
+# %% ../nbs/09_vae.ipynb #cf9ae1c2
 class Residual(nn.Module):
     "Two 3x3 convolutions, added to what came in: chapter 02's block without time or condition."
     def __init__(self, channels: int):
@@ -38,7 +38,9 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.norm(self.conv1(F.silu(self.norm(x))))))
 
-def residuals(channels: int, n: int) -> nn.Sequential: return nn.Sequential(*(Residual(channels) for _ in range(n)))
+def residuals(channels: int, n: int) -> nn.Sequential:
+    "n blocks, one behind the other."
+    return nn.Sequential(*(Residual(channels) for _ in range(n)))
 
 # %% ../nbs/09_vae.ipynb #35806d43
 class Encoder(nn.Sequential):
