@@ -9,6 +9,7 @@ import csv, time
 from pathlib import Path
 
 import torch
+from memory import kept
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from zerodiff.conditioning import ClassConditional
@@ -27,18 +28,6 @@ def denoiser(**options): return Denoiser(ClassConditional(UNet(128, blocks=1, co
 def flops(f, *inputs):
     with FlopCounterMode(display=False) as counter, torch.no_grad(): f(*inputs)
     return counter.get_total_flops() / 1e9
-
-
-def kept(network, *inputs):
-    "Megabytes of what autograd keeps between the forward and the backward pass, weights not counted, each storage once."
-    weights, found = {w.untyped_storage().data_ptr() for w in network.parameters()}, {}
-    def note(t):
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in weights: found[storage.data_ptr()] = storage.nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): out = network(*inputs)
-    assert out.requires_grad
-    return sum(found.values()) / 1e6
 
 
 def seconds(f, turns=3):

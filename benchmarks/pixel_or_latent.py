@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from lite0 import features, kid
+from memory import kept
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from zerodiff.attention import DiT
@@ -105,19 +106,13 @@ def speed(kinds, turns=12):
             if turn % 3 == 0: draws[kind].append(once(lambda: pipes[kind]("rose", n=16, steps=20, scale=args.scale)))
     middle = lambda v: sorted(v)[len(v) // 2]
     return [dict(kind=kind, batch=runs[kind].recipe.batch, rate=f"{runs[kind].recipe.batch / middle(steps[kind]):.0f}", seconds16=f"{middle(draws[kind]):.2f}",
-                 megabytes=f"{kept(runs[kind]):.1f}") for kind in kinds]
+                 megabytes=f"{memory(runs[kind]):.1f}") for kind in kinds]
 
 
-def kept(run):
-    "Megabytes that autograd keeps for a picture between the forward and the backward pass of a training step, the weights aside."
+def memory(run):
+    "Megabytes that a picture of a training step makes autograd keep."
     x, label, t, _ = run.batches.draw(0)
-    mine, found = {w.untyped_storage().data_ptr() for w in run.network.parameters()}, {}
-    def note(v):
-        if v.untyped_storage().data_ptr() not in mine: found[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes()
-        return v
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda v: v), torch.autocast("cpu", run.dtype, enabled=run.dtype == torch.bfloat16): out = run.network(x, t, label)
-    assert out.requires_grad
-    return sum(found.values()) / 1e6 / len(x)
+    with torch.autocast("cpu", run.dtype, enabled=run.dtype == torch.bfloat16): return kept(run.network, x, t, label) / len(x)
 
 
 def write(path, rows):
