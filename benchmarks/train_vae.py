@@ -7,6 +7,10 @@
 Trains on *fit*, never on *held*, by the loss of chapter 09: half the log of the squared error, beta times the KL divergence, and the perceptual
 distance by our own small classifier (benchmarks/train_perception.py). The log, a line for each hundred steps, goes to nbs/measured/09_vae12.csv
 and so on. Ctrl-C keeps what there is.
+
+    python benchmarks/train_vae.py --decoder zerodiff/weights/vae24.safetensors --steps 600 --lr 1e-3
+
+goes on with the decoder alone. The encoder and so every latent stay as they are, and what was trained on the latents stays right.
 """
 import argparse, csv, shlex, sys
 from pathlib import Path
@@ -19,6 +23,7 @@ from zerodiff.vae import VAE, Perception, VAELoss, VAETrainer
 root = Path(__file__).parent.parent
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--latent", type=int, default=8, help="channels of the latent (8)")
+p.add_argument("--decoder", type=Path, metavar="FILE", help="weights to begin with, of which only the decoder is trained")
 p.add_argument("--steps", type=int, default=3500)
 p.add_argument("--batch", type=int, default=24)
 p.add_argument("--lr", type=float, default=2e-3)
@@ -31,9 +36,13 @@ args = p.parse_args()
 
 torch.manual_seed(0)
 vae, fit = VAE(args.latent), flowers102(split="fit", size=64)
+if args.decoder:
+    vae = load_network(args.decoder, VAE)
+    vae.decoder.requires_grad_(True)
 name = f"vae{vae.ratio:g}"
-out, log = args.out or root / "zerodiff" / "weights" / f"{name}.safetensors", args.log or root / "nbs" / "measured" / f"09_{name}.csv"
+out, log = args.out or root / "zerodiff" / "weights" / f"{name}.safetensors", args.log or root / "nbs" / "measured" / f"09_{name}{'_decoder' if args.decoder else ''}.csv"
 about = dict(data="flowers102", split="fit", size=64, command=shlex.join(["python", "benchmarks/train_vae.py", *sys.argv[1:]]))
+if args.decoder: about["begun_with"] = vae.info
 trainer = VAETrainer(vae, fit, out, beta=args.beta, network=load_network("perception", Perception), weight=args.weight, info=about,
                      steps=args.steps, batch=args.batch, lr=args.lr, warmup=200, ema=args.ema)
 try: trainer.fit()

@@ -128,12 +128,27 @@ def test_half_the_log_of_the_error_is_the_likelihood_at_the_best_variance():
     assert abs(math.exp(2 * low) - loss.mse.item()) < 1e-4
 
 
+def test_no_pixel_is_out_of_sight_of_the_perceptual_loss():
+    "A network with strides skips pixels: unmoved, an error there would cost nothing, and the decoder would leave a grid."
+    class EverySecond(Perception):
+        def features(self, x): return [x[..., ::2, ::2]]
+    blind = EverySecond(3, widths=(4,))
+    net, x, error = small(), torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    error[..., 1::2, 1::2] = 1
+    net.forward = lambda x, rng=None: (x + error, Gaussian(x, x))
+    assert perceptual_distance(blind, x + error, x) == 0
+    costs = [vae_loss(net, x, network=blind, weight=1., rng=torch.Generator().manual_seed(s)).perceptual.item() for s in range(200)]
+    assert set(costs) == {0., 1.} and .15 < sum(costs) / 200 < .35            # of four ways to move by less than two, one sees it
+
+
 def test_the_loss_is_the_sum_of_its_parts():
     net, seen, rng = small(), eyes(), lambda: torch.Generator().manual_seed(1)
-    guess, where = net(PICTURES, rng())
+    drawn = rng()
+    guess, where = net(PICTURES, drawn)
+    by = torch.randint(min(seen.multiple, PICTURES.shape[-1] // 4), (2,), generator=drawn).tolist()
     loss = vae_loss(net, PICTURES, beta=3., network=seen, weight=.7, rng=rng())
     assert torch.allclose(loss.mse, (guess - PICTURES).square().mean()) and torch.allclose(loss.kl, where.kl().mean())
-    assert torch.allclose(loss.perceptual, perceptual_distance(seen, guess, PICTURES).mean()) and loss.perceptual > 0
+    assert torch.allclose(loss.perceptual, perceptual_distance(seen, *(v.roll(by, (2, 3)) for v in (guess, PICTURES))).mean()) and loss.perceptual > 0
     assert torch.allclose(loss.total, .5 * loss.mse.log() + 3 * loss.kl / (3 * 8 * 8) + .7 * loss.perceptual)
     half = vae_loss(net, PICTURES[:12], beta=3., network=seen, weight=.7, rng=rng())
     assert half.kl < 1.5 * loss.kl and half.kl > loss.kl / 1.5      # of a picture, not of the batch

@@ -155,10 +155,15 @@ def vae_loss(vae: VAE, x: Tensor, beta: float = 1., network: Perception | None =
     """The loss of a VAE on pictures x: 1/2 log MSE + beta KL / n, in nats for each of the n numbers of a picture, plus `weight` times the perceptual distance by `network`.
 
     1/2 log MSE is the negative log likelihood, but for a constant, of a Gaussian decoder whose variance is the best there is: 2006.13202, sec. 3.1.
+    The network looks at both pictures moved by the same few pixels, round the edge and by less than a quarter: its strides skip pixels, and would leave their grid.
     """
     guess, where = vae(x, rng)
     mse, kl = (guess - x).square().mean(), where.kl().mean()
-    seen = perceptual_distance(network, guess, x).mean() if network is not None and weight else torch.zeros_like(mse)
+    seen = torch.zeros_like(mse)
+    if network is not None and weight:
+        far = max(1, min(network.multiple, min(x.shape[2:]) // 4))
+        by = torch.randint(far, (2,), generator=rng, device=x.device).tolist()
+        seen = perceptual_distance(network, guess.roll(by, (2, 3)), x.roll(by, (2, 3))).mean()
     return VAELoss(.5 * mse.log() + beta * kl / x[0].numel() + weight * seen, mse, kl, seen)
 
 # %% ../nbs/09_vae.ipynb #a9dda7a4
