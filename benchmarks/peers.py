@@ -21,7 +21,8 @@ class Racer:
 
     def flops(self, size):
         "Floating-point operations of one forward pass of one picture (2 a multiply-add)."
-        x, t = torch.randn(1, 3, size, size), torch.zeros(1, dtype=torch.long)
+        device = next(self.network.parameters()).device
+        x, t = torch.randn(1, 3, size, size, device=device), torch.zeros(1, dtype=torch.long, device=device)
         with torch.no_grad(), FlopCounterMode(display=False) as counter: self.call(self.network.eval(), x, t)
         self.network.train()
         return counter.get_total_flops()
@@ -37,22 +38,21 @@ def lucidrains(dim):
     return Racer("denoising-diffusion-pytorch", Unet(dim=dim, dim_mults=(1, 2, 4), flash_attn=False), lambda n, x, t: n(x, t))
 
 
-def diffusers(width, size=32):
+def diffusers(width, size=32, classes=None):
     from diffusers import UNet2DModel
-    net = UNet2DModel(sample_size=size, block_out_channels=(width, 2 * width, 2 * width), layers_per_block=2, norm_num_groups=8,
+    net = UNet2DModel(sample_size=size, block_out_channels=(width, 2 * width, 2 * width), layers_per_block=2, norm_num_groups=8, num_class_embeds=classes,
                       down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"))
-    return Racer("diffusers", net, lambda n, x, t: n(x, t).sample)
+    return Racer("diffusers", net, lambda n, x, t: n(x, t, torch.zeros_like(t) if classes else None).sample)
 
 
 def matched(make, goal, measure, widths=range(16, 200, 8)):
     "The racer of `make(width)` whose `measure` comes nearest to `goal`."
-    best = None
-    for width in widths:
-        racer = make(width)
-        value = measure(racer)
-        if best is None or abs(value - goal) < abs(measure(best) - goal): best = racer
-        if value > 1.5 * goal: break
-    return best
+    found = {}
+    with torch.device("meta"):                           # shapes only: nothing is computed
+        for width in widths:
+            found[width] = measure(make(width))
+            if found[width] > 1.5 * goal: break
+    return make(min(found, key=lambda width: abs(found[width] - goal)))
 
 
 def field(size, equal):

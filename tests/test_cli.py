@@ -4,9 +4,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from zerodiff.cli import main, parser
@@ -453,6 +455,62 @@ def test_train_on_latents_refuses(vae, tmp_path, capsys, monkeypatch):
 def test_train_takes_no_size_of_nothing(vae, tmp_path, capsys, monkeypatch, kind):
     fewer(monkeypatch)
     assert "size" in refused(capsys, "train", "--data", "garden", *SMALL, "--size", 0, "--out", tmp_path / "run", "--steps", 1, *(["--latent", vae] if kind == "latents" else []))
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    "An extractor that needs no network, in the place of EfficientNet-Lite0."
+    from zerodiff import metrics
+    def squint(size=224, device="cpu"): return metrics.Extractor("squint", 4, "area", lambda x: F.adaptive_avg_pool2d(x, 4).flatten(1))
+    monkeypatch.setattr(metrics, "extractors", dict(lite0=squint, inception=squint, inception75=squint))
+
+
+def album(folder, pictures):
+    "A folder with these pictures."
+    folder.mkdir()
+    for i, image in enumerate(pictures.images): save_image(image, folder / f"{i:03}.png")
+    return str(folder)
+
+
+def test_evaluate_weights(weights, cheap, tmp_path, capsys):
+    asked = ["evaluate", "--weights", weights, "-n", "12", "--steps", "2", "--seeds", "0", "1", "--scale", "2", "--features", str(tmp_path / "kept"), "--out", str(tmp_path / "report.md")]
+    assert main(asked) == 0
+    told = capsys.readouterr().out
+    assert all(part in told for part in ("12 samples", "12 held", "FID-squint", "KID-squint", "precision", "nearer", "weights: tiny.safetensors", "data: garden", "seeds: 0 1",
+                                         "steps: 2", "scale: 2.0", "sampler: dpmpp_2m", "16x16 pixels", "4096 pictures", "over 2 seeds"))
+    assert (tmp_path / "report.md").read_text() == told
+    assert main(asked) == 0 and capsys.readouterr().out == told        # from kept features: the same
+
+
+def test_evaluate_tells_thieves_from_strangers(cheap, tmp_path, capsys):
+    folders = {name: album(tmp_path / name, garden(40, 16, seed=s)) for name, s in (("learned", 0), ("unseen", 1), ("new", 2))}
+    def nearer(folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert main(["evaluate", "--folder", folder, "--data", folders["learned"], "--held", folders["unseen"], "--size", "16", "--features", str(tmp_path / "kept")]) == 0
+        head, _, row, *_ = (line.split("|") for line in capsys.readouterr().out.splitlines())
+        return float(dict(zip((c.strip() for c in head), row))["nearer"].split("±")[0])
+    assert nearer(folders["learned"]) == 1 and .2 < nearer(folders["new"]) < .8
+
+
+@pytest.mark.parametrize("options, says", [
+    (["-n", "3"], "n: got 3, expected at least 5"), (["--folder", "nowhere"], "there is no folder"), (["--out", "no/such/report.md"], "there is no folder"),
+    (["--scale", "nan", "-n", "6"], "scale: got nan"), (["--steps", "0", "-n", "6"], "steps: got 0"), (["--weights", "tulips"], "'tulips'")])
+def test_evaluate_refuses(weights, cheap, tmp_path, capsys, options, says):
+    known = [] if "--folder" in options or "--weights" in options else ["--weights", weights]
+    data = ["--data", "garden"] if "--folder" in options else []
+    assert says in refused(capsys, "evaluate", *known, *data, *options, "--features", tmp_path / "kept")
+
+
+def test_evaluate_takes_weights_or_a_folder(weights, cheap, tmp_path, capsys):
+    assert "weights, folder: got both" in refused(capsys, "evaluate", "--weights", weights, "--folder", tmp_path)
+
+
+def test_evaluate_by_the_protocol_of_keras(weights, cheap, tmp_path, capsys):
+    "Held pictures are the reference, and the settings are the protocol's whatever else is asked for."
+    assert main(["evaluate", "--weights", weights, "-n", "10", "--protocol", "keras-ddim", "--steps", "40", "--features", str(tmp_path / "kept")]) == 0
+    told = capsys.readouterr().out
+    assert "1000 pictures" in told and "steps: 5" in told and "sampler: ddim" in told and "held" not in told.splitlines()[3]
 
 
 def test_ctrl_c_leaves_a_checkpoint(tmp_path):

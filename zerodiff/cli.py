@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'CLASSES', 'FILMS', 'parser', 'drawing_options', 'guidance_options', 'subject_options', 'sample_options',
-           'sweep_options', 'switch_options', 'restyle_options', 'reconstruct_options', 'train_options', 'checked_out',
-           'opened', 'every', 'subject', 'unheard', 'drawing', 'spread', 'write_frames', 'grid', 'said', 'sample',
-           'sweep', 'switch', 'restyle', 'reconstruct', 'spoken', 'to_train_on', 'train', 'tool', 'info', 'run', 'main']
+           'sweep_options', 'switch_options', 'restyle_options', 'reconstruct_options', 'evaluate_options',
+           'train_options', 'checked_out', 'opened', 'every', 'subject', 'unheard', 'drawing', 'spread', 'write_frames',
+           'grid', 'said', 'sample', 'sweep', 'switch', 'restyle', 'reconstruct', 'spoken', 'to_train_on',
+           'real_pictures', 'wanted', 'evaluate', 'train', 'tool', 'info', 'run', 'main']
 
 # %% ../nbs/13b_command_line.ipynb #144e2129
 import argparse, os, shlex, sys
@@ -24,6 +25,8 @@ EXAMPLES = """examples:
   zerodiff restyle photo.jpg --class rose --strength 1 --invert --frames 25 --out rose.gif
   zerodiff sample --weights latent --class rose sunflower -n 8 --out latent.png
   zerodiff reconstruct photo.jpg --vae vae48 --out reconstructed.png
+  zerodiff evaluate --weights latent -n 500 --scale 2
+  zerodiff evaluate --folder my/samples --data my/photos --held my/other/photos
   zerodiff train --data garden --size 16 --minutes 1 --out runs/garden
   zerodiff train --data path/to/folder --size 64 --steps 20000 --out runs/mine
   zerodiff train --data path/to/folder --size 64 --resume runs/mine
@@ -45,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     switch_options(command("switch", "Film the step k at which one class gives way to another."))
     restyle_options(command("restyle", "Make a photograph into a picture of a class, or the film of it."))
     reconstruct_options(command("reconstruct", "Squeeze a photograph through a VAE, and see what is left."))
+    evaluate_options(command("evaluate", "Say how good pictures are: natural, varied, obedient, their own; beside real photographs."))
     train_options(command("train", "Train a model on Oxford-102, on the garden or on a folder of pictures."))
     info = command("info", "Say what weights are here, what they were trained on, the versions and the device.")
     info.add_argument("--weights", metavar="NAME|FILE", help="only this file, with all that its header says")
@@ -129,6 +133,27 @@ def reconstruct_options(p):
     p.add_argument("--zoom", type=int, default=4, help="how much larger to save it (default 4; 1: pixel for pixel)")
     p.add_argument("--device", help="cpu, cuda or mps (default: the fastest here)")
     p.add_argument("--out", default="reconstructed.png", metavar="FILE", help="a .png: photograph, reconstruction, difference (default reconstructed.png)")
+
+# %% ../nbs/13b_command_line.ipynb #1e057dbe
+def evaluate_options(p):
+    "The options of `evaluate`."
+    p.add_argument("--weights", metavar="NAME|FILE", help="weights whose pictures to judge (default: the shipped flowers)")
+    p.add_argument("--folder", help="judge the pictures in this folder instead")
+    p.add_argument("--data", metavar="flowers102|garden|FOLDER", help="what they learned from, and are compared with (default: what the weights say, else flowers102)")
+    p.add_argument("--held", metavar="FOLDER", help="real pictures that were not learned from, for the floor (Oxford-102 and the garden bring their own)")
+    p.add_argument("--size", type=int, help="with --folder: height and width (default 64)")
+    p.add_argument("-n", type=int, default=1020, help="pictures for each seed (default 1020)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="a set of pictures for each (default 0)")
+    p.add_argument("--protocol", choices=["keras-ddim"], help="settings that others publish by, instead of --extractor, --steps, --sampler and --scale")
+    p.add_argument("--extractor", default="lite0", choices=["lite0", "inception", "inception75"], help="features to compare by (default lite0; the others are downloaded)")
+    p.add_argument("--steps", type=int, default=20, help="steps of the sampler (default 20)")
+    p.add_argument("--sampler", default="dpmpp_2m", choices=("ddpm", "ddim", "dpmpp_2m", "heun"), help="default dpmpp_2m")
+    p.add_argument("--scale", type=float, default=3., help="guidance weight (default 3)")
+    p.add_argument("--device", help="cpu, cuda or mps (default: the fastest here)")
+    p.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 where it is fast")
+    p.add_argument("--features", default="~/.cache/zerodiff", metavar="FOLDER", help="where features are kept for the next time (default ~/.cache/zerodiff)")
+    p.add_argument("--out", metavar="FILE", help="also write the report here")
+
 
 # %% ../nbs/13b_command_line.ipynb #bab3629e
 def train_options(p):
@@ -329,6 +354,55 @@ def to_train_on(args, checkpoint: Path):
     pictures = open_data(args.data, args.size)
     return (pictures, *encoded(pictures, latent, args.device)) if latent else (pictures, pictures, None)
 
+# %% ../nbs/13b_command_line.ipynb #c744763e
+def real_pictures(args, data: str, size: int):
+    "The pictures that were learned from, and real ones that were not, or None."
+    from zerodiff.data import flowers102, garden, image_folder
+    from zerodiff.pipeline import open_data
+    if args.held: held = image_folder(args.held, size, small=0)
+    else: held = flowers102(split="held", size=size) if data == "flowers102" else garden(1000, size, seed=1) if data == "garden" else None
+    return open_data(data, size), held
+
+def wanted(pipe, reference, n: int):
+    "Conditions for n pictures in the proportions of the reference, as class numbers and as the network takes them; None without classes."
+    import torch
+    if not pipe.classes: return None, None
+    same = pipe.classes == reference.classes
+    numbers = reference.labels[torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))[torch.arange(n) % len(reference)]] if same else pipe.numbers(n=n)
+    return numbers, pipe.labels(numbers.tolist())
+
+def evaluate(args):
+    "Print the report of chapter 12 about the pictures of weights, or of a folder."
+    from zerodiff.data import image_folder, replacing
+    from zerodiff.judge import Judge
+    from zerodiff.metrics import PROTOCOLS, Evaluation, extractors
+    from zerodiff.pipeline import Pipeline
+    from zerodiff.training import pick_device
+    if args.n < 5: raise ValueError(f"n: got {args.n}, expected at least 5")
+    if args.out and not Path(args.out).parent.is_dir(): raise FileNotFoundError(f"out: there is no folder {Path(args.out).parent}")
+    if args.folder and args.weights: raise ValueError("weights, folder: got both, expected one of the two")
+    protocol = PROTOCOLS[args.protocol] if args.protocol else dict(extractor=args.extractor, sampler=args.sampler, steps=args.steps, scale=args.scale)
+    pipe = None if args.folder else Pipeline.load(args.weights or "flowers", args.device, args.precision)
+    data, size = args.data or (pipe and pipe.denoiser.info.get("data")) or "flowers102", pipe.size if pipe else args.size or 64
+    reference, held = real_pictures(args, data, size)
+    if protocol.get("against") == "held": reference, held = held, None
+    if reference is None: raise ValueError(f"held: got none for {data}, expected --held FOLDER: protocol {args.protocol} compares with pictures that were not learned from")
+    settings, labels = dict(data=Path(data).name) | {k: v for k, v in protocol.items() if k != "extractor"}, None
+    if pipe:
+        labels, conditions = wanted(pipe, reference, args.n)
+        options = dict(steps=protocol["steps"], sampler=protocol["sampler"], scale=protocol["scale"], progress=True)
+        samples = [pipe.draw(conditions, args.n, seed, **options) for seed in args.seeds]
+        settings = dict(weights=Path(args.weights or "flowers").name, seeds=" ".join(map(str, args.seeds))) | settings
+    else: samples, settings = [image_folder(args.folder, size, small=0)], dict(folder=Path(args.folder).name, data=Path(data).name)
+    device = pick_device(args.device)
+    judge = Judge.load(device=device)
+    court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge if judge.names == reference.classes else None, folder=args.features)
+    report = str(court.report(samples, labels, **settings))
+    print(report)
+    if args.out:
+        with replacing(args.out) as aside: aside.write_text(report + "\n")
+
+
 # %% ../nbs/13b_command_line.ipynb #6f921a11
 def train(args):
     "Train a new model, or go on with one, and say where it is."
@@ -408,4 +482,4 @@ def main(argv=None) -> int:
     "The command `zerodiff`; returns its exit code."
     words = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(words, argparse.Namespace(words=words))
-    return run(dict(sample=sample, sweep=sweep, switch=switch, restyle=restyle, reconstruct=reconstruct, train=train, info=info)[args.command], args)
+    return run(dict(sample=sample, sweep=sweep, switch=switch, restyle=restyle, reconstruct=reconstruct, evaluate=evaluate, train=train, info=info)[args.command], args)

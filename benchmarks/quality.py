@@ -1,0 +1,130 @@
+"""How good the shipped flowers are: natural, varied, obedient, their own; beside photographs that no model saw. The tables of quality.md and chapter 12.
+
+    python benchmarks/quality.py                                   # every row that is not there yet, and the report
+    python benchmarks/quality.py --only defaults --n 7348 --seeds 0 1 2
+    python benchmarks/quality.py --report                          # only the report, from the rows there are
+
+Groups of rows: `defaults` (each shipped model as `zerodiff sample` uses it), `guidance` (the weight w), `samplers` (each sampler by network calls). As many classes as *fit*
+has of them, in its proportions. A row is written as soon as it is known, to nbs/measured/12_quality.csv, so a run that was stopped goes on where it was; a row with other
+settings stands beside it. Features are kept in runs/features. On two CPU cores with AVX2 alone, 1,020 pictures of flowers or flowers64 take 15 minutes, of latent 3.
+"""
+import argparse, csv
+from pathlib import Path
+
+import torch
+from peers import machine
+from tqdm import tqdm
+from zerodiff.data import flowers102, make_grid, replacing, save_image
+from zerodiff.judge import Judge
+from zerodiff.metrics import Evaluation, lite0, over_seeds, some
+from zerodiff.pipeline import Pipeline
+from zerodiff.training import load_network
+from zerodiff.vae import VAE
+
+root = Path(__file__).parent.parent
+MODELS = ("flowers", "flowers64", "latent")
+CALLS = (5, 10, 20, 50)
+GROUPS = {
+    "defaults": [dict(weights=m, sampler="dpmpp_2m", calls=20, w=3.) for m in MODELS],
+    "guidance": [dict(weights="latent", sampler="dpmpp_2m", calls=20, w=w) for w in (0., 1., 2., 5., 10.)],
+    "samplers": [dict(weights="latent", sampler=s, calls=c, w=2.) for c in CALLS for s in ("dpmpp_2m", "ddim", "heun", "ddpm")] + [dict(weights="latent", sampler="ddpm", calls=250, w=2.)],
+}
+SETTINGS = ("weights", "sampler", "calls", "w", "n", "seeds")
+FIGURES = ("FID-Lite0", "KID-Lite0", "precision", "recall", "class", "diversity", "nearer")
+
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    p.add_argument("--weights", nargs="+", choices=MODELS, default=MODELS, help="only rows of these")
+    p.add_argument("--n", type=int, default=1020, help="pictures a seed (1020)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0])
+    p.add_argument("--report", action="store_true", help="draw nothing")
+    p.add_argument("--out", type=Path, default=root / "nbs" / "measured" / "12_quality.csv")
+    return p.parse_args()
+
+
+def drawn(pipe, row, seed, labels):
+    "The pictures of a row. Heun calls the network twice a step, but once in its last."
+    steps = (row["calls"] + 1) // 2 if row["sampler"] == "heun" else row["calls"]
+    return pipe.draw(labels, len(labels), seed, 64, steps, True, sampler=row["sampler"], scale=row["w"])
+
+
+def read(path):
+    "The rows there are."
+    if not path.exists(): return []
+    with open(path, newline="") as f: return list(csv.DictReader(f))
+
+
+def write(path, rows):
+    "All rows, the old file replaced at once."
+    with replacing(path) as aside, open(aside, "w", newline="") as f:
+        writer = csv.DictWriter(f, [*SETTINGS, "size", *(k + e for k in FIGURES for e in ("", "_error"))], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def key(row): return tuple(str(row[k]) for k in SETTINGS)
+
+
+def line(settings, size, figures):
+    "A row as the file has it."
+    return settings | dict(size=size) | {k + e: f"{v:.5f}" if v == v else "" for k in FIGURES if k in figures for e, v in zip(("", "_error"), figures[k])}
+
+
+@torch.no_grad()
+def through(name, pictures):
+    "What a VAE leaves of pictures, (N, 3, H, W)."
+    vae = load_network(name, VAE, "cpu")
+    return torch.cat([vae.decode(vae.encode(pictures.batch(part)[0]).mean).clamp(-1, 1) for part in torch.arange(len(pictures)).split(64)])
+
+
+class Court:
+    "Photographs of a size, what is known of them, and the lines of the floor."
+    def __init__(self, size):
+        self.fit, self.held, self.size = flowers102(split="fit", size=size), flowers102(split="held", size=size), size
+        self.evaluation = Evaluation(self.fit, self.held, lite0(), Judge.load(), folder=Path("runs/features"))
+
+    def labels(self, n):
+        "n classes in the proportions of *fit*."
+        return self.fit.labels[torch.randperm(len(self.fit), generator=torch.Generator().manual_seed(0))[:n]]
+
+    def floors(self, n, known):
+        "What nothing can beat: *held*, real photographs that no model saw; and for models of latents, *held* through the VAE and back."
+        for name, pictures in (("held", self.held), *((("vae24 of held", through("vae24", self.held)),) if self.size == 64 else ())):
+            if (name, self.size) not in known:
+                some_, labels = some(pictures, n, self.held.labels)
+                yield line(dict(weights=name, sampler="", calls="", w="", n=len(some_), seeds=""), self.size, self.evaluation.row(some_, labels))
+
+    def lines(self, row, n, seeds):
+        "The line of a model, and of the first of its pictures, as many as *held* has, to stand beside the floor."
+        pipe, labels = Pipeline.load(row["weights"], precision=None), self.labels(n)
+        sets = [drawn(pipe, row, seed, labels) for seed in seeds]
+        if row["w"] == 3.: save_image(make_grid(sets[0][:68], 17), root / "benchmarks" / f"quality_{row['weights']}.png")
+        for m in dict.fromkeys((n, min(n, len(self.held)))):
+            yield line(row | dict(n=m, seeds=" ".join(map(str, seeds))), self.size, over_seeds([self.evaluation.row(*some(x, m, labels)) for x in sets]))
+
+
+def main(args):
+    rows = read(args.out)
+    wanted = [] if args.report else [row for group in args.only for row in GROUPS[group] if row["weights"] in args.weights]
+    courts = {}
+    for row in tqdm(wanted, "rows", disable=None):
+        if key(row | dict(n=args.n, seeds=" ".join(map(str, args.seeds)))) in map(key, rows): continue
+        size = Pipeline.load(row["weights"]).size
+        court = courts[size] = courts.get(size) or Court(size)
+        rows += [*court.floors(args.n, {(r["weights"], int(r["size"])) for r in rows}), *court.lines(row, args.n, args.seeds)]
+        write(args.out, rows)
+        print({k: v for k, v in rows[-1].items() if v != ""}, flush=True)
+    report(rows)
+
+
+def report(rows):
+    "Print the tables that quality.md holds."
+    print(machine(), "\n")
+    shown = lambda r, k: "" if not r.get(k) else f"{float(r[k]):.3f}" + (f" ± {float(r[k + '_error']):.3f}" if r.get(k + "_error") else "")
+    print("| weights | size | sampler | calls | w | N | seeds |", " | ".join(FIGURES), "|\n|" + "---|" * (7 + len(FIGURES)))
+    for r in rows: print("|", " | ".join(str(r[k]) for k in ("weights", "size", *SETTINGS[1:])), "|", " | ".join(shown(r, k) for k in FIGURES), "|")
+
+
+if __name__ == "__main__": main(arguments())
