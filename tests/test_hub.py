@@ -161,16 +161,19 @@ def test_a_missing_vae_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="VAE of this model is not here; it was vae.safetensors"): Pipeline.from_pretrained(given)
 
 
-@pytest.mark.parametrize("name", ["/etc/vae.safetensors", "../vae.safetensors", "deep/vae.safetensors"])
+@pytest.mark.parametrize("name", ["{folder}/elsewhere/vae.safetensors", "../vae.safetensors", "deep/vae.safetensors"])
 def test_a_header_cannot_send_us_to_other_folders(name, tmp_path):
-    "Only a bare name is looked for beside the file; everything else stays what it was."
+    "Only a bare name is looked for beside the file; everything else, though there is such a file, stays what it was."
     from zerodiff.pipeline import beside
+    folder, name = tmp_path / "model", name.format(folder=tmp_path)
+    for path in (folder / name, folder / "vae.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     denoiser = new_denoiser(GARDEN, channels=8, multipliers=(1,))
     denoiser.info["latent"] = dict(weights=name)
-    (tmp_path / "vae.safetensors").touch()
-    assert beside(denoiser, tmp_path).info["latent"]["weights"] == name
+    assert beside(denoiser, folder).info["latent"]["weights"] == name
     denoiser.info["latent"] = dict(weights="vae.safetensors")
-    assert beside(denoiser, tmp_path).info["latent"]["weights"] == str(tmp_path / "vae.safetensors")
+    assert beside(denoiser, folder).info["latent"]["weights"] == str(folder / "vae.safetensors")
 
 
 @pytest.mark.parametrize("what", ["nothing", "another program's", "a pickle", "a VAE", "half"])

@@ -205,16 +205,19 @@ def test_the_network_that_was_exported_is_as_it_was():
     with pytest.raises(IndexError): copy.embedding(torch.tensor([9]))                       # not asked, only looked up
 
 
-class Frozen(Network):
-    "Its batch is two, whatever comes."
-    def __init__(self):
+class Sized(Network):
+    "A network without weights that says what it does with the number of pictures."
+    def __init__(self, frozen: bool):
         super().__init__()
-        self.in_channels, self.cond_dim, self.multiple = 3, 0, 1
-    def forward(self, x, t, cond=None): return x.reshape(2, 3, *x.shape[2:])
+        self.frozen, self.in_channels, self.cond_dim, self.multiple = frozen, 3, 0, 1
+    def forward(self, x, t, cond=None): return x.reshape(2, 3, *x.shape[2:]) if self.frozen else x / len(x)
 
 
-def test_a_size_that_would_be_frozen_is_refused():
-    with pytest.raises(Exception, match="(?i)batch|constraint|specializ"): traced(Frozen(), 20)
+def test_sizes_stay_free_or_are_refused():
+    "To ask for len(x) freezes nothing, as it would in an exporter's own trace; a batch that is two, whatever comes, is no file."
+    graph = traced(Sized(False), 20).graph
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param and not graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    with pytest.raises(Exception, match="(?i)batch|constraint|specializ"): traced(Sized(True), 20)
 
 
 def test_networks_that_cannot_be_exported(tmp_path):
