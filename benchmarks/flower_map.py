@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from zerodiff.atlas import by_chance, kept, neighbours, pca, save_map, settle, share_alike, tsne
+from zerodiff.atlas import by_chance, kept, neighbours, pca, save_map, settle, tsne
 from zerodiff.clip import across, digest, load_clip, vectors_of
 from zerodiff.data import COLOURS, Pictures, flowers102, replacing, to_float, to_uint8
 from zerodiff.judge import flower_colour

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from zerodiff.data import flowers102, replacing, to_float
+from zerodiff.data import flowers102, replacing
 from zerodiff.guidance import guide
 from zerodiff.inversion import ddim_invert, heun_invert, step_to_t, switch, unclipped
 from zerodiff.sampling import ddim, generators, heun, path, randn, sample

@@ -1,4 +1,4 @@
-"""What the benchmarks judge by: the measures of chapter 12 on features of EfficientNet-Lite0, kept in runs/features. Not a command."""
+"""What the benchmarks judge by: features of EfficientNet-Lite0, kept in runs/features; chapter 12 measures by them. Not a command."""
 import functools
 
 import torch
@@ -11,16 +11,6 @@ extractor = functools.cache(metrics.lite0)
 def features(x: Tensor, size: int = 224) -> Tensor:
     "Features (B, 1280) of pictures, seen at size x size; what a network leaves outside [-1, 1] is clipped."
     return metrics.features(extractor(size), x.clamp(-1, 1), "runs/features")
-
-
-def kid(fake: Tensor, real: Tensor) -> metrics.Estimate:
-    "KID-Lite0 of two sets of features, and its standard error."
-    return metrics.kid(real, fake)
-
-
-def fid(fake: Tensor, real: Tensor) -> float:
-    "FID-Lite0 of two sets of features."
-    return metrics.fid(real, fake)
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ import argparse, csv, time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from lite0 import features, kid
+from lite0 import features
 from memory import kept
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from zerodiff.conditioning import ClassConditional
 from zerodiff.data import flowers102, make_grid, replacing, save_image
 from zerodiff.judge import Judge, agreement
 from zerodiff.latent import latents_of
+from zerodiff.metrics import kid
 from zerodiff.pipeline import Pipeline
 from zerodiff.schedule import cosine_schedule
 from zerodiff.training import Denoiser, Trainer, averaged, load_network
@@ -82,7 +82,7 @@ def line(kind, reference):
     drawn, labels = pipe(range(102), n=10, steps=20, scale=args.scale, progress=True, batch=102), torch.arange(102).repeat_interleave(10)
     save_image(make_grid(drawn[::10], 17), args.runs / f"{kind}.png")
     felt = features(drawn)                           # of the size that the judge takes, so it can name them by these
-    (distance, error), named = kid(felt, reference), agreement(F.linear(felt, judge.weight, judge.bias).softmax(1), labels)
+    (distance, error), named = kid(reference, felt), agreement(judge.named(felt), labels)
     return dict(kind=kind, weights=f"{sum(v.numel() for v in denoiser.network.parameters()) / 1e6:.1f}", gflop=f"{counter.get_total_flops() / 1e9:.3f}",
                 minutes=f"{args.minutes:g}", pictures=round(rate * 60 * args.minutes), kid=f"{distance:.4f}", kid_error=f"{error:.4f}",
                 top1=f"{named['top1']:.4f}", top5=f"{named['top5']:.4f}")

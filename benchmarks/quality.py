@@ -8,15 +8,16 @@ Groups of rows: `defaults` (each shipped model as `zerodiff sample` uses it), `g
 has of them, in its proportions. A row is written as soon as it is known, to nbs/measured/12_quality.csv, so a run that was stopped goes on where it was; a row with other
 settings stands beside it. Features are kept in runs/features. On two CPU cores with AVX2 alone, 1,020 pictures of flowers or flowers64 take 15 minutes, of latent 3.
 """
-import argparse, csv
+import argparse
 from pathlib import Path
 
+import tables
 import torch
 from peers import machine
 from tqdm import tqdm
-from zerodiff.data import flowers102, make_grid, replacing, save_image
+from zerodiff.data import flowers102, make_grid, save_image
 from zerodiff.judge import Judge
-from zerodiff.metrics import Evaluation, lite0, over_seeds, some
+from zerodiff.metrics import Evaluation, labels_like, lite0
 from zerodiff.pipeline import Pipeline
 from zerodiff.training import load_network
 from zerodiff.vae import VAE
@@ -31,6 +32,7 @@ GROUPS = {
 }
 SETTINGS = ("weights", "sampler", "calls", "w", "n", "seeds")
 FIGURES = ("FID-Lite0", "KID-Lite0", "precision", "recall", "class", "diversity", "nearer")
+COLUMNS = [*SETTINGS, "size", *(k + e for k in FIGURES for e in ("", "_error"))]
 
 
 def arguments():
@@ -48,20 +50,6 @@ def drawn(pipe, row, seed, labels):
     "The pictures of a row. Heun calls the network twice a step, but once in its last."
     steps = (row["calls"] + 1) // 2 if row["sampler"] == "heun" else row["calls"]
     return pipe.draw(labels, len(labels), seed, 64, steps, True, sampler=row["sampler"], scale=row["w"])
-
-
-def read(path):
-    "The rows there are."
-    if not path.exists(): return []
-    with open(path, newline="") as f: return list(csv.DictReader(f))
-
-
-def write(path, rows):
-    "All rows, the old file replaced at once."
-    with replacing(path) as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, [*SETTINGS, "size", *(k + e for k in FIGURES for e in ("", "_error"))], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def key(row): return tuple(str(row[k]) for k in SETTINGS)
@@ -85,46 +73,53 @@ class Court:
         self.fit, self.held, self.size = flowers102(split="fit", size=size), flowers102(split="held", size=size), size
         self.evaluation = Evaluation(self.fit, self.held, lite0(), Judge.load(), folder=Path("runs/features"))
 
-    def labels(self, n):
-        "n classes in the proportions of *fit*."
-        return self.fit.labels[torch.randperm(len(self.fit), generator=torch.Generator().manual_seed(0))[:n]]
-
     def floors(self, n, known):
         "What nothing can beat: *held*, real photographs that no model saw; and for models of latents, *held* through the VAE and back."
-        for name, pictures in (("held", self.held), *((("vae24 of held", through("vae24", self.held)),) if self.size == 64 else ())):
-            if (name, self.size) not in known:
-                some_, labels = some(pictures, n, self.held.labels)
-                yield line(dict(weights=name, sampler="", calls="", w="", n=len(some_), seeds=""), self.size, self.evaluation.row(some_, labels))
+        n = min(n, len(self.held))
+        def of(name, figures): return line(dict(weights=name, sampler="", calls="", w="", n=n, seeds=""), self.size, figures)
+        if ("held", self.size, n) not in known: yield of("held", self.evaluation.floor(n))
+        if self.size == 64 and ("vae24 of held", 64, n) not in known:
+            yield of("vae24 of held", self.evaluation.over([through("vae24", self.held)], self.held.labels, [n])[n])
 
     def lines(self, row, n, seeds):
         "The line of a model, and of the first of its pictures, as many as *held* has, to stand beside the floor."
-        pipe, labels = Pipeline.load(row["weights"], precision=None), self.labels(n)
+        pipe, labels = Pipeline.load(row["weights"], precision="fp32"), labels_like(self.fit, n)
         sets = [drawn(pipe, row, seed, labels) for seed in seeds]
         if row["w"] == 3.: save_image(make_grid(sets[0][:68], 17), root / "benchmarks" / f"quality_{row['weights']}.png")
-        for m in dict.fromkeys((n, min(n, len(self.held)))):
-            yield line(row | dict(n=m, seeds=" ".join(map(str, seeds))), self.size, over_seeds([self.evaluation.row(*some(x, m, labels)) for x in sets]))
+        for m, figures in self.evaluation.over(sets, labels, (n, min(n, len(self.held)))).items():
+            yield line(row | dict(n=m, seeds=" ".join(map(str, seeds))), self.size, figures)
 
 
 def main(args):
-    rows = read(args.out)
+    rows = tables.read(args.out)
     wanted = [] if args.report else [row for group in args.only for row in GROUPS[group] if row["weights"] in args.weights]
     courts = {}
     for row in tqdm(wanted, "rows", disable=None):
         if key(row | dict(n=args.n, seeds=" ".join(map(str, args.seeds)))) in map(key, rows): continue
         size = Pipeline.load(row["weights"]).size
         court = courts[size] = courts.get(size) or Court(size)
-        rows += [*court.floors(args.n, {(r["weights"], int(r["size"])) for r in rows}), *court.lines(row, args.n, args.seeds)]
-        write(args.out, rows)
+        rows += court.floors(args.n, {(r["weights"], int(r["size"]), int(r["n"])) for r in rows})
+        rows += [r for r in court.lines(row, args.n, args.seeds) if key(r) not in map(key, rows)]
+        tables.write(args.out, rows, COLUMNS)
         print({k: v for k, v in rows[-1].items() if v != ""}, flush=True)
-    report(rows)
+    report(tables.read(args.out))
 
 
 def report(rows):
-    "Print the tables that quality.md holds."
-    print(machine(), "\n")
-    shown = lambda r, k: "" if not r.get(k) else f"{float(r[k]):.3f}" + (f" ± {float(r[k + '_error']):.3f}" if r.get(k + "_error") else "")
-    print("| weights | size | sampler | calls | w | N | seeds |", " | ".join(FIGURES), "|\n|" + "---|" * (7 + len(FIGURES)))
-    for r in rows: print("|", " | ".join(str(r[k]) for k in ("weights", "size", *SETTINGS[1:])), "|", " | ".join(shown(r, k) for k in FIGURES), "|")
+    "Put the tables into quality.md: the defaults beside the floor, at equal N; then what w and the sampler change, each by the most pictures there are."
+    floor = max((r["n"] for r in rows if not r["w"]), key=int, default="")
+    def settings(row): return row["sampler"], row["calls"], row["w"]
+    def shown(row): return [row["n"], row["seeds"], *(tables.told(row, k, k + "_error", 1 if k.startswith("FID") else 3) for k in FIGURES)]
+    def latent(fits): return {settings(r): r for r in sorted(rows, key=lambda r: int(r["n"])) if r["weights"] == "latent" and fits(r)}.values()
+    models = [r for r in rows if r["n"] == floor and (not r["w"] or settings(r) == ("dpmpp_2m", "20", "3.0"))]
+    by_w = latent(lambda r: settings(r)[:2] == ("dpmpp_2m", "20"))
+    by_calls = latent(lambda r: r["w"] == "2.0")
+    head = ["N", "seeds", *FIGURES]
+    found = dict(defaults=tables.table(["pictures", "size", *head], [[r["weights"], r["size"], *shown(r)] for r in sorted(models, key=lambda r: int(r["size"]))]),
+                 guidance=tables.table(["w", *head], [[r["w"], *shown(r)] for r in sorted(by_w, key=lambda r: float(r["w"]))]),
+                 samplers=tables.table(["calls", "sampler", *head], [[r["calls"], r["sampler"], *shown(r)] for r in sorted(by_calls, key=lambda r: (int(r["calls"]), r["sampler"]))]))
+    tables.fill(root / "benchmarks" / "quality.md", **found)
+    print(machine(), *found.values(), sep="\n\n")
 
 
 if __name__ == "__main__": main(arguments())

@@ -20,13 +20,14 @@ from types import SimpleNamespace
 import peers
 import torch
 import torch.nn.functional as F
-from lite0 import features, fid, kid
+from lite0 import features
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 from zerodiff.data import flowers102, make_grid, replacing, save_image
 from zerodiff.denoiser import Batches
 from zerodiff.judge import Judge, agreement
+from zerodiff.metrics import fid, kid
 from zerodiff.pipeline import Pipeline, new_denoiser
 from zerodiff.training import (Progress, Signals, Team, Trainer, check_finite, file_header, fill, load, mix_seed, pick_precision, run_steps, saved_at_the_end, tensors_in,
                                write_tensors)
@@ -468,8 +469,8 @@ def outlook(args):
 def quality(x, labels, reference, judge):
     "KID and FID of pictures against the features `reference`, and how often the judge names their class (None: there was none)."
     felt = features(x)
-    distance, error = kid(felt, reference)
-    found = dict(kid=f"{distance:.4f}", kid_error=f"{error:.4f}", fid=f"{fid(felt, reference):.1f}")
+    distance, error = kid(reference, felt)
+    found = dict(kid=f"{distance:.4f}", kid_error=f"{error:.4f}", fid=f"{fid(reference, felt):.1f}")
     if labels is None: return found
     told = agreement(F.linear(felt, judge.weight, judge.bias).softmax(1), labels)
     return found | dict(top1=f"{told['top1']:.4f}", top5=f"{told['top5']:.4f}")
@@ -553,8 +554,18 @@ def report(args):
     grids = [F.pad(make_grid(x, 8), (0, 8), value=1.) for _, _, x in gallery(args)]
     if grids: save_image(torch.cat([F.pad(g, (0, 0, 0, max(o.shape[1] for o in grids) - g.shape[1]), value=1.) for g in grids], 2)[:, :, :-8], args.out.with_suffix(".png"))
     text = written(args, rows, next((row["machine"] for row in rows if "machine" in row), peers.machine()))
-    with replacing(args.out.with_suffix(".md")) as aside: aside.write_text(text)
+    page = args.out.with_suffix(".md")
+    with replacing(page) as aside: aside.write_text(text + said_before(page))
     print(text)
+    if said_before(page): print(f"What was written under 'What it says' in {page} was left as it is: does it still hold?")
+
+
+WORDS = "\n## What it says\n"
+
+def said_before(page):
+    "What somebody wrote about the figures, at the end of the page: a new report leaves it."
+    _, begin, words = page.read_text().partition(WORDS) if page.exists() else ("", "", "")
+    return begin + words
 
 
 def main(args):

@@ -121,7 +121,6 @@ def colours():
     asked = [(shade, form) for shade in SHADES for form in FORMS]
     text = clip.encode_text([" ".join(f"a {shade} {form} flower".split()) for shade, form in asked])
     cond, rows = network.condition(vectors=network.remembered(text)), []
-    forms = sorted(set(form_of))
     for source, x in (("samples", drawn(cond)), ("real", nearest(text))):
         keep(f"colours_{source}", x, args.n * 2)
         colour, probabilities = judged(x)

@@ -18,7 +18,7 @@ from zerodiff.guidance import guide
 from zerodiff.sampling import sample
 from zerodiff.schedule import cosine_schedule
 from zerodiff.text import ClassOrVector
-from zerodiff.training import Denoiser, Trainer, load, save_weights, shipped
+from zerodiff.training import Denoiser, Trainer, load, shipped
 from zerodiff.unet import UNet
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

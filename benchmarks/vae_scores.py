@@ -9,10 +9,11 @@ import csv, math
 from pathlib import Path
 
 import torch
-from lite0 import apart, features, kid
+from lite0 import apart, features
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from tqdm import tqdm
 from zerodiff.data import flowers102, replacing
+from zerodiff.metrics import kid
 from zerodiff.training import load_network
 from zerodiff.vae import VAE, psnr
 
@@ -26,7 +27,7 @@ def row(name, numbers, again, bits=""):
     "One line of the table, for reconstructions `again` of the held pictures x."
     again = again.clamp(-1, 1)
     felt = features(again)
-    distance, error = kid(felt, reference)
+    distance, error = kid(reference, felt)
     return dict(name=name, numbers=numbers, ratio=f"{x[0].numel() / numbers:g}", psnr=f"{psnr(again, x).mean():.2f}", ssim=f"{ssim(again, x, data_range=2.):.3f}",
                 features=f"{apart(felt, seen).mean():.4f}", kid=f"{distance:.4f}", kid_error=f"{error:.4f}", bits=bits)
 
@@ -48,7 +49,7 @@ def axes(n):
 
 
 numbers = dict(vae48=256, vae24=512, vae12=1024)
-distance, error = kid(seen, reference)
+distance, error = kid(reference, seen)
 rows = [dict(name="photographs", numbers=x[0].numel(), ratio=1, psnr="", ssim=1, features=0, kid=f"{distance:.4f}", kid_error=f"{error:.4f}", bits="")]
 rows.append(dict(name="another photograph", numbers="", ratio="", psnr=f"{psnr(x.roll(len(x) // 2, 0), x).mean():.2f}", ssim=f"{ssim(x.roll(len(x) // 2, 0), x, data_range=2.):.3f}", features=f"{apart(seen.roll(len(x) // 2, 0), seen).mean():.4f}", kid="", kid_error="", bits=""))
 mean, pca = axes(max(numbers.values()))

@@ -566,7 +566,7 @@ def test_an_evaluation_looks_once_at_what_it_keeps(tmp_path):
     for calls in (3, 0):                                          # the reference, its mirror images, and held ones
         eye.calls.clear(); trial = Evaluation(GARDEN, HELD, eye.extractor, folder=tmp_path)
         assert len(eye.calls) == calls
-    eye.calls.clear(); a = trial.report([samples(0)], LABELS); assert len(eye.calls) == 2
+    eye.calls.clear(); a = trial.report([samples(0)], LABELS); assert len(eye.calls) == 1         # held ones are known
     eye.calls.clear(); assert trial.report([samples(0)], LABELS).rows == a.rows and not eye.calls
 
 
@@ -648,3 +648,19 @@ def test_small_mistakes_are_named():
     assert diversity(torch.zeros(4, 3), torch.zeros(4).long()) == 1              # nothing is alike, and no vector is like itself
     with pytest.raises(ValueError, match="folds: got 1, expected at least 2"): kid(x, x + 1, folds=1)
     with pytest.raises(TypeError, match="samples: got one set, expected a list"): Evaluation(GARDEN, HELD, pool()).report(PICTURES)
+
+
+def test_a_report_looks_once_at_each_set_without_a_folder_too():
+    eye = Pool()
+    trial = Evaluation(GARDEN, HELD.subset(range(40)), eye.extractor)
+    eye.calls.clear(); got = trial.report([samples(0), samples(1)], LABELS)
+    assert eye.calls == [60, 60] and list(got.rows) == ["60 samples", "40 samples", "40 held"]
+
+
+def test_a_judge_with_the_eyes_of_the_extractor_does_not_look_again():
+    from zerodiff.judge import Judge
+    looked, judge = [], Judge(nn.Identity(), noise(21, 48).float(), torch.zeros(21), dict(names=GARDEN.classes, size=224))
+    judge.features = lambda x: looked.append(len(x)) or F.adaptive_avg_pool2d(x, 4).flatten(1)
+    class_of = lambda name, size: Evaluation(GARDEN, extractor=pool(name=name, size=size), judge=judge).row(HELD, HELD.labels)["class"]
+    own = class_of("Lite0", 224)
+    assert looked == [] and class_of("other", 224) == own and class_of("Lite0", 64) == own and looked == [60, 60]

