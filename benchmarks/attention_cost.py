@@ -10,16 +10,17 @@ softmax and matmul, by torch's fused kernel and by linear attention over N token
 08_quality.csv: the loss on 512 held garden flowers of networks that had the same time to learn, counted in CPU time of one thread (wall time on a GPU),
 turn by turn, so that other load on the machine hits all of them. `_se` is the standard error over pictures of the difference from the first row.
 """
-import argparse, csv, math, statistics, time
+import argparse, math, statistics, time
 from pathlib import Path
 
+import tables
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from zerodiff.attention import DiT, fused_pays, linear_attention, plain_attention
 from zerodiff.conditioning import ClassConditional
-from zerodiff.data import garden, replacing
+from zerodiff.data import garden
 from zerodiff.denoiser import EMA, Batches
 from zerodiff.schedule import cosine_schedule
 from zerodiff.training import Denoiser, diffusion_loss, pick_device, pick_precision
@@ -51,10 +52,7 @@ device = pick_device()
 
 
 def write(name, rows):
-    with replacing(args.out / f"{name}.csv") as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write(args.out / f"{name}.csv", rows)
     print(f"{args.out / name}.csv\n")
 
 

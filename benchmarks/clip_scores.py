@@ -7,14 +7,15 @@ class_descriptions.json, of which the first sentence is taken, with the flower's
 and whose colour covers a quarter of its flower. Beside each share stand its standard error (over pictures; over classes for the descriptions, ten of which share one; 1 / (n + 2) where every one is right) and
 what drawing at random would reach. Writes nbs/measured/07_scores.csv.
 """
-import argparse, csv, json, random, re
+import argparse, json, random, re
 from pathlib import Path
 
+import tables
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 from zerodiff.clip import FORM_OF, FORMS, SHADES, Said, holds, load_clip, vectors_of, words, write
-from zerodiff.data import COLOURS, flowers102, replacing, to_float
+from zerodiff.data import COLOURS, flowers102, to_float
 from zerodiff.judge import flower_colour
 
 root = Path(__file__).parent.parent
@@ -113,8 +114,5 @@ own = torch.stack([wrong[:, of_class == k].double().mean(1) for k in range(102)]
 add("names wrong colours", "descriptions, of pictures of their own class", own, wrong.double().mean().item(), labels[clear])
 bar.update(); bar.close()
 
-with replacing(args.out) as aside, open(aside, "w", newline="") as f:
-    writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+tables.write(args.out, rows)
 for r in rows: print(f"{r['measure']:>20} | {r['sentences']:<60} | {float(r['share']):6.1%} +- {float(r['se']):.1%} | chance {float(r['chance']):.1%} | n {r['n']}")

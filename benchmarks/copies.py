@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tables
 import torch
+from quality import restored
 from zerodiff.data import flowers102, make_grid, save_image
 from zerodiff.latent import mirrored
 from zerodiff.metrics import features, labels_like, lite0, nearer, nearest
@@ -21,29 +22,18 @@ p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDes
 p.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "nbs" / "measured" / "12_copies.csv")
 args = p.parse_args()
 pipe, fit, held = Pipeline.load("latent", "cpu", "fp32"), flowers102(split="fit", size=64), flowers102(split="held", size=64)
-n, eyes = len(held), lite0()
+n, eyes, space = len(held), lite0(), pipe.space
 
 
 def look(pictures): return features(eyes, pictures, "runs/features")
 
 
-def restored(pictures, shake=0.):
-    "What the VAE leaves of pictures, (N, 3, H, W), their latents moved by `shake` times the spread of all."
-    rng, found = torch.Generator().manual_seed(0), []
-    for part in torch.arange(len(pictures)).split(64):
-        z = pipe.space.encode(pictures.batch(part)[0])
-        found.append(pipe.space.decode(z + shake * torch.randn(z.shape, generator=rng)))
-    return torch.cat(found)
-
-
-def both(pictures): return pictures, mirrored(pictures)
-
-
-stolen = fit.subset(torch.randperm(len(fit), generator=torch.Generator().manual_seed(0))[:n])
+both, stolen = (fit, mirrored(fit)), torch.randperm(len(fit), generator=torch.Generator().manual_seed(0))[:n]
 samples = pipe.draw(labels_like(fit, n), n, 0, 64, 20, True, sampler="dpmpp_2m", scale=3.)
-judged = {"held": look(held), "held, restored": look(restored(held)), "fit, restored": look(restored(stolen)), "fit, shaken and restored": look(restored(stolen, .1)), "latent, w = 3": look(samples)}
-copies = torch.cat([restored(x) for x in both(fit)])
-grounds = {"photographs": (torch.cat([look(x) for x in both(fit)]), judged["held"]), "restored": (look(copies), judged["held, restored"])}
+copies = torch.cat([restored(space, x) for x in both])
+seen_copies = look(copies)
+judged = {"held": look(held), "held, restored": look(restored(space, held)), "fit, restored": seen_copies[stolen], "fit, shaken and restored": look(restored(space, fit.subset(stolen), .1)), "latent, w = 3": look(samples)}
+grounds = {"photographs": (torch.cat([look(x) for x in both]), judged["held"]), "restored": (seen_copies, judged["held, restored"])}
 rows = []
 for name, seen in judged.items():
     row = dict(pictures=name, n=len(seen))
@@ -52,9 +42,9 @@ for name, seen in judged.items():
         row |= {ground: f"{found.value:.4f}", f"{ground}_error": f"{found.error:.4f}"}
     rows.append(row)
     print(row, flush=True)
-tables.write(args.out, rows, list(rows[0]))
+tables.write(args.out, rows)
 
-found = nearest(judged["latent, w = 3"], grounds["restored"][0])
+found = nearest(judged["latent, w = 3"], seen_copies)
 first = found.distance.argsort()[:12]
-originals = torch.cat([both(fit)[i // len(fit)].batch([i % len(fit)])[0] for i in found.index[first].tolist()])
+originals = torch.cat([both[i // len(fit)].batch([i % len(fit)])[0] for i in found.index[first].tolist()])
 save_image(make_grid(torch.cat([samples[first], copies[found.index[first]], originals]), 12), Path(__file__).parent.parent / "nbs" / "images" / "12_nearest.png")

@@ -8,15 +8,16 @@ page         nbs/films/07c_map.html, with thumbnails, places and sentences in it
 photographs  how alike neighbours are among all 8,189 of Oxford-102, in space and in each plane, and the 20 photographs nearest to some
              sentences: nbs/measured/07c_neighbours.csv and 07c_words.csv (left out where the data set is not found: ZERODIFF_DATA)
 """
-import argparse, csv, json
+import argparse, json
 from pathlib import Path
 
+import tables
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 from zerodiff.atlas import by_chance, kept, neighbours, pca, save_map, settle, tsne
 from zerodiff.clip import across, digest, load_clip, vectors_of
-from zerodiff.data import COLOURS, Pictures, flowers102, replacing, to_float, to_uint8
+from zerodiff.data import COLOURS, Pictures, flowers102, to_float, to_uint8
 from zerodiff.judge import flower_colour
 from zerodiff.pipeline import Pipeline
 from zerodiff.training import write_tensors
@@ -63,10 +64,7 @@ def page(args, clip):
     print(f"{len(x)} flowers: {(NBS / 'films' / '07c_map.html').stat().st_size / 1e6:.2f} MB")
 
 def write(name, rows):
-    with replacing(NBS / "measured" / name) as aside, open(aside, "w", newline="") as f:
-        table = csv.DictWriter(f, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    tables.write(NBS / "measured" / name, rows)
     for row in rows: print(row)
 
 def photographs(clip):

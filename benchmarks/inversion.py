@@ -6,12 +6,13 @@
 Held flowers of Oxford-102 (ZERODIFF_DATA), which the model never saw, each under its own class; without them the model's own flowers, and the
 table says so. PSNR in dB is the mean over pictures, its standard error beside it; `calls` counts both ways, a guided step as two.
 """
-import argparse, contextlib, csv
+import argparse, contextlib
 from pathlib import Path
 
+import tables
 import torch
 from tqdm import tqdm
-from zerodiff.data import flowers102, replacing
+from zerodiff.data import flowers102
 from zerodiff.guidance import guide
 from zerodiff.inversion import ddim_invert, heun_invert, step_to_t, switch, unclipped
 from zerodiff.sampling import ddim, generators, heun, path, randn, sample
@@ -88,8 +89,6 @@ def main(args):
             else: got = round_trip(x, guide(denoiser, labels, scale=w), schedule, N, way)
             table.append(line | got)
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(args.csv) as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, table[0], lineterminator="\n")
-        writer.writeheader(); writer.writerows(table)
+    tables.write(args.csv, table)
 
 if __name__ == "__main__": main(arguments())

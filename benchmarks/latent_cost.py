@@ -5,15 +5,15 @@
 For 64, 128 and 256 pixels, in float32: operations of one call and of the decoder, seconds of a guided step of one picture and of decoding it, and the megabytes that one picture adds to a
 training step (what autograd keeps for the backward pass). A line each in nbs/measured/10_cost.csv. Half a minute.
 """
-import csv, time
+import time
 from pathlib import Path
 
+import tables
 import torch
 from memory import kept
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from zerodiff.conditioning import ClassConditional
-from zerodiff.data import replacing
 from zerodiff.guidance import guide
 from zerodiff.latent import LatentSpace, Pixels
 from zerodiff.schedule import cosine_schedule
@@ -52,7 +52,4 @@ for name, (model, space) in tqdm(models.items(), "kinds", disable=None):
         rows.append(dict(kind=name, size=size, gflop=f"{flops(model.network, z, t, label):.3f}", decoder=f"{flops(space.decode, z):.3f}",
                          step=f"{seconds(lambda: guided(z, 500)):.4f}", decode=f"{seconds(lambda: space.decode(z)):.4f}", memory=f"{kept(model.network, z, t, label):.1f}"))
         print(rows[-1])
-with replacing(Path(__file__).parent.parent / "nbs" / "measured" / "10_cost.csv") as aside, open(aside, "w", newline="") as f:
-    writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+tables.write(Path(__file__).parent.parent / "nbs" / "measured" / "10_cost.csv", rows)

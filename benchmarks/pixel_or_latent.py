@@ -12,9 +12,10 @@ A line for each kind in nbs/measured/10_pixel_or_latent.csv, others are left as 
 is a run of its own, in which all kinds take turns: pictures a second in training, the memory that training needs, and the seconds that 16 pictures take.
 Its lines go to nbs/measured/10_speed.csv.
 """
-import argparse, csv, time
+import argparse, time
 from pathlib import Path
 
+import tables
 import torch
 from lite0 import features
 from memory import kept
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from zerodiff.attention import DiT
 from zerodiff.conditioning import ClassConditional
-from zerodiff.data import flowers102, make_grid, replacing, save_image
+from zerodiff.data import flowers102, make_grid, save_image
 from zerodiff.judge import Judge, agreement
 from zerodiff.latent import latents_of
 from zerodiff.metrics import kid
@@ -115,22 +116,14 @@ def memory(run):
     with torch.autocast("cpu", run.dtype, enabled=run.dtype == torch.bfloat16): return kept(run.network, x, t, label) / len(x)
 
 
-def write(path, rows):
-    with replacing(path) as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 if args.speed:
     rows = speed(args.only)
-    write(args.out.with_name("10_speed.csv"), rows)
+    tables.write(args.out.with_name("10_speed.csv"), rows)
     for row in rows: print(row)
     raise SystemExit
 judge = Judge.load()
 reference = features(fit.batch(torch.randperm(len(fit), generator=torch.Generator().manual_seed(0))[:2048])[0])
 for kind in args.only:
     found = line(kind, reference)
-    rows = list(csv.DictReader(open(args.out))) if args.out.exists() else []
-    write(args.out, sorted([r for r in rows if r["kind"] != kind] + [found], key=lambda r: KINDS.index(r["kind"])))
+    tables.write(args.out, sorted([r for r in tables.read(args.out) if r["kind"] != kind] + [found], key=lambda r: KINDS.index(r["kind"])))
     print(found)

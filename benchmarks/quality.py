@@ -19,8 +19,6 @@ from zerodiff.data import flowers102, make_grid, save_image
 from zerodiff.judge import Judge
 from zerodiff.metrics import Evaluation, labels_like, lite0
 from zerodiff.pipeline import Pipeline
-from zerodiff.training import load_network
-from zerodiff.vae import VAE
 
 root = Path(__file__).parent.parent
 MODELS = ("flowers", "flowers64", "latent")
@@ -60,11 +58,13 @@ def line(settings, size, figures):
     return settings | dict(size=size) | {k + e: f"{v:.5f}" if v == v else "" for k in FIGURES if k in figures for e, v in zip(("", "_error"), figures[k])}
 
 
-@torch.no_grad()
-def through(name, pictures):
-    "What a VAE leaves of pictures, (N, 3, H, W)."
-    vae = load_network(name, VAE, "cpu")
-    return torch.cat([vae.decode(vae.encode(pictures.batch(part)[0]).mean).clamp(-1, 1) for part in torch.arange(len(pictures)).split(64)])
+def restored(space, pictures, shake=0.):
+    "What the VAE of a latent space leaves of pictures, (N, 3, H, W), their latents moved by `shake` times the spread of all."
+    rng, found = torch.Generator().manual_seed(0), []
+    for part in torch.arange(len(pictures)).split(64):
+        z = space.encode(pictures.batch(part)[0])
+        found.append(space.decode(z + shake * torch.randn(z.shape, generator=rng)))
+    return torch.cat(found)
 
 
 class Court:
@@ -79,7 +79,7 @@ class Court:
         def of(name, figures): return line(dict(weights=name, sampler="", calls="", w="", n=n, seeds=""), self.size, figures)
         if ("held", self.size, n) not in known: yield of("held", self.evaluation.floor(n))
         if self.size == 64 and ("vae24 of held", 64, n) not in known:
-            yield of("vae24 of held", self.evaluation.over([through("vae24", self.held)], self.held.labels, [n])[n])
+            yield of("vae24 of held", self.evaluation.over([restored(Pipeline.load("latent", "cpu").space, self.held)], self.held.labels, [n])[n])
 
     def lines(self, row, n, seeds):
         "The line of a model, and of the first of its pictures, as many as *held* has, to stand beside the floor."

@@ -13,11 +13,12 @@ for it only --default-n pictures, for their time alone. Calls are counted as the
 
 All goes to --runs, rows to race.csv, the report to race.md, and pictures to race.png.
 """
-import argparse, contextlib, csv, functools, json, math, resource, signal, subprocess, sys, time
+import argparse, contextlib, functools, json, math, resource, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
 import peers
+import tables
 import torch
 import torch.nn.functional as F
 from lite0 import features
@@ -472,7 +473,7 @@ def quality(x, labels, reference, judge):
     distance, error = kid(reference, felt)
     found = dict(kid=f"{distance:.4f}", kid_error=f"{error:.4f}", fid=f"{fid(reference, felt):.1f}")
     if labels is None: return found
-    told = agreement(F.linear(felt, judge.weight, judge.bias).softmax(1), labels)
+    told = agreement(judge.named(felt), labels)
     return found | dict(top1=f"{told['top1']:.4f}", top5=f"{told['top5']:.4f}")
 
 def measured(args):
@@ -492,8 +493,6 @@ def measured(args):
     floors = (("photographs of fit", fit().batch(order()[2048:3072])[0], None), ("photographs of held", *held.batch(range(len(held)))))
     return rows + [dict(side=name, n=len(x)) | quality(x, labels, reference, judge) for name, x, labels in floors]
 
-def table(head, rows): return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
 def told(row):
     "The cells of a row about quality."
     share = f"{float(row['top1']):.1%}" if "top1" in row else ""
@@ -502,10 +501,10 @@ def told(row):
 def written(args, rows, machine):
     "The report as Markdown."
     sides = list({row["side"]: row for row in rows if "sampler" in row}.values())
-    training = table(["side", "parameters", "GFLOP a picture", "precision", "layout", "batch", "learning rate", "steps", "pictures", "pictures/s", "memory, MB", "lines to write"],
+    training = tables.table(["side", "parameters", "GFLOP a picture", "precision", "layout", "batch", "learning rate", "steps", "pictures", "pictures/s", "memory, MB", "lines to write"],
                      [[r["side"], f"{r['parameters'] / 1e6:.1f} M", f"{r['gflop']:.2f}", r["precision"], r["layout"].removesuffix("_format"), str(r["batch"]), f"{r['lr']:g}", f"{r['steps']:,}", f"{r['pictures']:,}",
                        f"{r['rate']:.0f}", f"{r['megabytes']:,.0f}", str(r["lines"])] for r in sides])
-    drawing = table(["side", "sampler", "network calls a picture", "seconds for 64", "pictures", "KID-Lite0", "FID-Lite0", "class named"],
+    drawing = tables.table(["side", "sampler", "network calls a picture", "seconds for 64", "pictures", "KID-Lite0", "FID-Lite0", "class named"],
                     [[r["side"], r.get("sampler", ""), r.get("calls", ""), r.get("seconds64", ""), f"{r['n']:,}", *told(r)] for r in rows])
     where = "each with the network and settings of its own README" if args.gpu else "with networks of equal FLOPs a picture"
     rate = f"The peers' learning rate was set to {args.lr:g}, which is not their own. " if args.lr else "Their learning rates are meant for longer trainings than this; `--lr 0.001` gives them ours. "
@@ -547,10 +546,7 @@ def gallery(args):
 def report(args):
     rows = measured(args)
     names = list(dict.fromkeys(name for row in rows for name in row if name != "machine"))
-    with replacing(args.out) as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    tables.write(args.out, [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items() if k != "machine"} for row in rows], names)
     grids = [F.pad(make_grid(x, 8), (0, 8), value=1.) for _, _, x in gallery(args)]
     if grids: save_image(torch.cat([F.pad(g, (0, 0, 0, max(o.shape[1] for o in grids) - g.shape[1]), value=1.) for g in grids], 2)[:, :, :-8], args.out.with_suffix(".png"))
     text = written(args, rows, next((row["machine"] for row in rows if "machine" in row), peers.machine()))

@@ -7,13 +7,14 @@ The film: 36 flowers, DDIM with N = 256 steps, the first k of them under classes
 moved left by 7; one frame for each k = 0, 8, ... 256, and k = 10. The curve: all 102 classes with N = 32 and two seeds, since 36 flowers
 say little about a share. The judge names every picture; likeness is measured against the two pure pictures of the same noise, k = 0 and k = N.
 """
-import argparse, contextlib, csv
+import argparse, contextlib
 from pathlib import Path
 
+import tables
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from zerodiff.data import make_grid, replacing, save_image, to_float, to_uint8
+from zerodiff.data import make_grid, save_image, to_float, to_uint8
 from zerodiff.film import caption, enlarge, save_film
 from zerodiff.guidance import guide
 from zerodiff.inversion import switch_sweep
@@ -123,8 +124,6 @@ def main(args):
         share, se = crossing(found, one, two, plan, judge)
         print(f"N = {plan['N']}, {len(one)} flowers, w = {args.scale:g}: as often one as the other at k/N = {share:.3f} (standard error {se:.3f})")
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(args.csv) as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, table[0], lineterminator="\n")
-        writer.writeheader(); writer.writerows(table)
+    tables.write(args.csv, table)
 
 if __name__ == "__main__": main(arguments())

@@ -11,10 +11,10 @@ def read(path):
     with open(path, newline="") as f: return list(csv.DictReader(f))
 
 
-def write(path, rows, names):
-    "All rows with the columns `names`, the old file replaced at once."
+def write(path, rows, names=None):
+    "All rows with the columns `names` (those of the first row), the old file replaced at once."
     with replacing(path) as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, names, lineterminator="\n")
+        writer = csv.DictWriter(f, names or rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -10,14 +10,15 @@ nearest to the sentence, judged in the same way (they need the data set: ZERODIF
     colours  12 colours x 6 forms
     names    102 names, beside class numbers, beside the vectors of held pictures
 """
-import argparse, csv
+import argparse
 from pathlib import Path
 
+import tables
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 from zerodiff.clip import FORM_OF, across, vectors_of
-from zerodiff.data import COLOURS, flowers102, make_grid, replacing, save_image, to_float
+from zerodiff.data import COLOURS, flowers102, make_grid, save_image, to_float
 from zerodiff.judge import Judge
 from zerodiff.pipeline import Pipeline
 
@@ -68,10 +69,7 @@ def share(hits):
 
 
 def write(part, rows):
-    with replacing(args.out / f"07b_{part}.csv") as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write(args.out / f"07b_{part}.csv", rows)
     for row in rows: print(row)
 
 

@@ -4,16 +4,17 @@
 
 Trains on *fit*, never on *held*; makes zerodiff/weights/flowerclip.safetensors and nbs/measured/07_training.csv.
 """
-import argparse, csv, math, random, time
+import argparse, math, random, time
 from copy import deepcopy
 from pathlib import Path
 
+import tables
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 from zerodiff.attention import ViT
 from zerodiff.clip import CLIP, FORM_OF, TextTower, holds, save_clip, vectors_of, words, write
-from zerodiff.data import COLOURS, flowers102, replacing, to_float
+from zerodiff.data import COLOURS, flowers102, to_float
 from zerodiff.judge import flower_colour
 from zerodiff.training import pick_device, pick_precision
 
@@ -74,10 +75,7 @@ def finish(net, rows):
     net.text_mean.copy_(torch.cat([net.encode_text(said[i:i + 512]) for i in range(0, len(said), 512)]).mean(0))
     recipe = {k: v for k, v in vars(args).items() if k not in ("weights", "log")}
     save_clip(args.weights, net, data="flowers102", split="fit", pictures=len(fit), held=len(held), **recipe, **rows[-1])
-    with replacing(args.log) as aside, open(aside, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write(args.log, rows)
 
 
 torch.manual_seed(0)

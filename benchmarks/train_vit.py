@@ -6,9 +6,10 @@ Trains on *fit* (flips, shifts by up to 3 pixels, label smoothing .1), never on 
 (epoch, loss, top-1 and top-5 on held), the last row being what is reported; nothing was chosen by it. The weights, in float16, go to
 nbs/measured/08_vit.safetensors with the network's configuration in the header; chapter 08 looks through their eyes.
 """
-import argparse, csv, json, math, time
+import argparse, json, math, time
 from pathlib import Path
 
+import tables
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -64,10 +65,7 @@ with tqdm(total=total, desc="ViT") as bar:
         top1, top5 = scores(net)
         rows.append(dict(epoch=epoch + 1, cpu_seconds=round(time.process_time() - start), loss=f"{sum(losses) / len(losses):.4f}", top1=f"{top1:.4f}", top5=f"{top5:.4f}"))
         bar.set_postfix(top1=f"{top1:.3f}", top5=f"{top5:.3f}")
-with replacing(args.out / "08_vit.csv") as aside, open(aside, "w", newline="") as f:
-    writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+tables.write(args.out / "08_vit.csv", rows)
 header = dict(network=net.config, classes=fit.classes, trained_on="Oxford-102, fit", pictures=len(fit), held=len(held), **{k: v for k, v in vars(args).items() if k != "out"}, **rows[-1])
 with replacing(args.out / "08_vit.safetensors") as aside:
     save_file({k: v.half().cpu().contiguous() for k, v in net.state_dict().items()}, aside, metadata={"zerodiff": json.dumps(header)})

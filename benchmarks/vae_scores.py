@@ -5,14 +5,15 @@
 PSNR (dB), SSIM (torchmetrics), one minus the cosine of EfficientNet-Lite0's features, and KID-Lite0 of the reconstructions against 2,048 pictures of *fit*, beside
 what the photographs themselves have. PCA is fitted on *fit* and its mirror images, as the VAEs were trained. Goes to nbs/measured/09_rate.csv. Five minutes.
 """
-import csv, math
+import math
 from pathlib import Path
 
+import tables
 import torch
 from lite0 import apart, features
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from tqdm import tqdm
-from zerodiff.data import flowers102, replacing
+from zerodiff.data import flowers102
 from zerodiff.metrics import kid
 from zerodiff.training import load_network
 from zerodiff.vae import VAE, psnr
@@ -57,10 +58,7 @@ for name, n in tqdm(numbers.items(), "VAEs", leave=False, disable=None):
     again, bits = through(load_network(name, VAE, "cpu"))
     rows.append(row(name, n, again, f"{bits:.0f}"))
     rows.append(row("PCA", n, ((x.flatten(1) - mean) @ pca[:, :n] @ pca[:, :n].T + mean).view_as(x)))
-with replacing(Path(__file__).parent.parent / "nbs" / "measured" / "09_rate.csv") as aside, open(aside, "w", newline="") as f:
-    writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+tables.write(Path(__file__).parent.parent / "nbs" / "measured" / "09_rate.csv", rows)
 print("|", " | ".join(rows[0]), "|\n|" + "---|" * len(rows[0]))
 for r in rows: print("|", " | ".join(map(str, r.values())), "|")
 print(f"{len(x)} held pictures")

@@ -592,6 +592,11 @@ def test_lite0_refuses_other_shapes(eyes, shape):
     with pytest.raises(ValueError, match="got shape"): features(eyes[64], torch.linspace(-1, 1, math.prod(shape)).view(shape))
 
 
+@pytest.mark.parametrize("size", [0, 16, 100, -32])
+def test_lite0_refuses_sizes_that_it_cannot_halve_five_times(size):
+    with pytest.raises(ValueError, match=f"size: got {size}, expected a multiple of 32"): lite0(size)
+
+
 def test_protocols_name_what_there_is():
     assert set(extractors) == {"lite0", "inception", "inception75"}
     for p in PROTOCOLS.values(): assert p["extractor"] in extractors and p["sampler"] in samplers and p["steps"] > 0 and p["against"] == "held"

@@ -233,7 +233,7 @@ def over_seeds(rows: list[dict[str, Estimate]]) -> dict[str, Estimate]:
     values = {k: torch.tensor([r[k].value for r in rows], dtype=torch.float64) for k in rows[0]}
     return {k: Estimate(v.mean().item(), v.std().item() / len(rows) ** .5) for k, v in values.items()}
 
-# %% ../nbs/12_evaluation.ipynb #1eee3410
+# %% ../nbs/12_evaluation.ipynb #93563160
 class Measures:
     """What sets of pictures are held against: `reference`, the training pictures, and `held`, real ones of the same size that were not trained on.
 
@@ -260,10 +260,14 @@ class Measures:
 
     def row(self, pictures: Pictures | Tensor, labels: Tensor | None = None) -> dict[str, Estimate]:
         "The figures of a set of pictures (N, 3, H, W) in [-1, 1], or `Pictures`; those about classes with `labels` (N,)."
+        return self.figures(*self.evidence(pictures, labels))
+
+    def evidence(self, pictures: Pictures | Tensor, labels: Tensor | None) -> tuple:
+        "What `figures` takes: the features of pictures, which are looked at once, their labels, and what the judge says."
         self.check(pictures.images if isinstance(pictures, Pictures) else pictures, "pictures")
         if labels is not None and len(labels) != len(pictures): raise ValueError(f"labels: got {len(labels)} for {len(pictures)} pictures, expected one each")
         seen = self.look(pictures)
-        return self.figures(seen, labels, self.verdict(pictures, seen, labels))
+        return seen, labels, self.verdict(pictures, seen, labels)
 
     def verdict(self, pictures: Pictures | Tensor, seen: Tensor, labels: Tensor | None) -> Tensor | None:
         "The judge's probabilities of the classes, (N, C), where there is something to judge; it does not look again if the extractor has its eyes."
@@ -283,16 +287,12 @@ class Measures:
             found["class"] = Estimate(hits["top1"], hits["top1_se"])
         return found
 
-# %% ../nbs/12_evaluation.ipynb #97762461
+# %% ../nbs/12_evaluation.ipynb #0538c994
 class Evaluation(Measures):
     "`row(pictures, labels)` is one line, `report(samples, labels)` the whole."
     def over(self, samples: list, labels: Tensor | None, counts) -> dict[int, dict[str, Estimate]]:
         "The figures over sets of pictures, of so many of each: each set is looked at once."
-        looked = []
-        for pictures in samples:
-            self.check(pictures.images if isinstance(pictures, Pictures) else pictures, "pictures")
-            seen = self.look(pictures)
-            looked.append((seen, labels, self.verdict(pictures, seen, labels)))
+        looked = [self.evidence(pictures, labels) for pictures in samples]
         return {m: over_seeds([self.of(m, *parts) for parts in looked]) for m in dict.fromkeys(counts)}
 
     def floor(self, n: int) -> dict[str, Estimate]:
