@@ -78,7 +78,8 @@ def file_header(path, wanted: tuple) -> dict:
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"weights: no file at {path}")
     try:
-        with safe_open(path, "pt") as f: text = (f.metadata() or {}).get("zerodiff")
+        # By numpy, which opens the file once. PyTorch opens it twice, and a checkpoint may be replaced in between.
+        with safe_open(path, "np") as f: text = (f.metadata() or {}).get("zerodiff")
     except SafetensorError as e:
         raise WeightsError(f"weights: {path} is no whole safetensors file ({e}); pickled files are never opened") from None
     if text is None: raise WeightsError(f"weights: {path} is a safetensors file, but was not written by zerodiff")
