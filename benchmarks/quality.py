@@ -62,28 +62,27 @@ def restored(space, pictures, shake=0.):
     "What the VAE of a latent space leaves of pictures, (N, 3, H, W), their latents moved by `shake` times the spread of all."
     rng, found = torch.Generator().manual_seed(0), []
     for part in torch.arange(len(pictures)).split(64):
-        z = space.encode(pictures.batch(part)[0])
-        found.append(space.decode(z + shake * torch.randn(z.shape, generator=rng)))
+        z = space.encode(pictures.batch(part)[0].to(space.shift.device))
+        found.append(space.decode(z + shake * torch.randn(z.shape, generator=rng).to(z.device)).cpu())
     return torch.cat(found)
 
 
 class Court:
-    "Photographs of a size, what is known of them, and the lines of the floor."
-    def __init__(self, size):
-        self.fit, self.held, self.size = flowers102(split="fit", size=size), flowers102(split="held", size=size), size
-        self.evaluation = Evaluation(self.fit, self.held, lite0(), Judge.load(), folder=Path("runs/features"))
+    "Photographs of a size, what is known of them, and the lines of the floor; for models that live in `space`, copies are looked for behind its decoder."
+    def __init__(self, size, space):
+        self.fit, self.held, self.size, self.space = flowers102(split="fit", size=size), flowers102(split="held", size=size), size, space
+        self.evaluation = Evaluation(self.fit, self.held, lite0(), Judge.load(), folder=Path("runs/features"), space=space)
 
     def floors(self, n, known):
         "What nothing can beat: *held*, real photographs that no model saw; and for models of latents, *held* through the VAE and back."
         n = min(n, len(self.held))
         def of(name, figures): return line(dict(weights=name, sampler="", calls="", w="", n=n, seeds=""), self.size, figures)
         if ("held", self.size, n) not in known: yield of("held", self.evaluation.floor(n))
-        if self.size == 64 and ("vae24 of held", 64, n) not in known:
-            yield of("vae24 of held", self.evaluation.over([restored(Pipeline.load("latent", "cpu").space, self.held)], self.held.labels, [n])[n])
+        if self.space.about and ("vae24 of held", self.size, n) not in known: yield of("vae24 of held", self.evaluation.over([restored(self.space, self.held)], self.held.labels, [n])[n])
 
-    def lines(self, row, n, seeds):
+    def lines(self, pipe, row, n, seeds):
         "The line of a model, and of the first of its pictures, as many as *held* has, to stand beside the floor."
-        pipe, labels = Pipeline.load(row["weights"], precision="fp32"), labels_like(self.fit, n)
+        labels = labels_like(self.fit, n)
         sets = [drawn(pipe, row, seed, labels) for seed in seeds]
         if row["w"] == 3.: save_image(make_grid(sets[0][:68], 17), root / "benchmarks" / f"quality_{row['weights']}.png")
         for m, figures in self.evaluation.over(sets, labels, (n, min(n, len(self.held)))).items():
@@ -96,10 +95,11 @@ def main(args):
     courts = {}
     for row in tqdm(wanted, "rows", disable=None):
         if key(row | dict(n=args.n, seeds=" ".join(map(str, args.seeds)))) in map(key, rows): continue
-        size = Pipeline.load(row["weights"]).size
-        court = courts[size] = courts.get(size) or Court(size)
+        pipe = Pipeline.load(row["weights"], precision="fp32")
+        place = pipe.size, bool(pipe.space.about)
+        court = courts[place] = courts.get(place) or Court(pipe.size, pipe.space)
         rows += court.floors(args.n, {(r["weights"], int(r["size"]), int(r["n"])) for r in rows})
-        rows += [r for r in court.lines(row, args.n, args.seeds) if key(r) not in map(key, rows)]
+        rows += [r for r in court.lines(pipe, row, args.n, args.seeds) if key(r) not in map(key, rows)]
         tables.write(args.out, rows, COLUMNS)
         print({k: v for k, v in rows[-1].items() if v != ""}, flush=True)
     report(tables.read(args.out))

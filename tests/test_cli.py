@@ -493,6 +493,14 @@ def test_evaluate_tells_thieves_from_strangers(cheap, tmp_path, capsys):
     assert nearer(folders["learned"]) == 1 and .2 < nearer(folders["new"]) < .8
 
 
+def test_evaluate_looks_behind_the_decoder_of_a_latent_model(vae, cheap, tmp_path, capsys, monkeypatch):
+    fewer(monkeypatch)
+    assert main(["train", "--data", "garden", *SMALL, "--latent", vae, "--out", str(tmp_path), "--steps", "1"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--weights", str(tmp_path / "checkpoint.safetensors"), "-n", "8", "--steps", "1", "--features", str(tmp_path / "kept")]) == 0
+    assert "- nearer: than held pictures, which like the reference went through the VAE" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options, says", [
     (["-n", "3"], "n: got 3, expected at least 5"), (["--folder", "nowhere"], "there is no folder"), (["--out", "no/such/report.md"], "there is no folder"),
     (["--scale", "nan", "-n", "6"], "scale: got nan"), (["--steps", "0", "-n", "6"], "steps: got 0"), (["--weights", "tulips"], "'tulips'")])

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zerodiff.data import Pictures, garden, to_float, to_uint8
-from zerodiff.metrics import (PROTOCOLS, Estimate, Evaluation, Extractor, Report, diversity, extractors, features, fid, frechet_distance, inception, inception75, kid, lite0,
+from zerodiff.latent import Pixels
+from zerodiff.metrics import (PROTOCOLS, Estimate, Evaluation, Extractor, Report, behind, diversity, extractors, features, fid, frechet_distance, inception, inception75, kid, lite0,
                               moments, nearer, nearest, nearest_distances, over_seeds, precision_recall, some, within_balls)
 from zerodiff.sampling import samplers
 
@@ -474,6 +475,35 @@ def test_a_thief_is_found_out():
     assert .95 > nearness(mixed).value > .55
 
 
+class Faded:
+    "A latent space whose decoder leaves its mark on all pictures."
+    about, shift = dict(digest="0123456789abcdef"), torch.zeros(1)
+    def encode(self, x): return F.avg_pool2d(x, 2)
+    def decode(self, z): return F.interpolate(.5 * z - .5, scale_factor=2).roll(4, 3)
+
+
+def test_a_thief_of_latents_is_found_out_behind_the_decoder():
+    space = Faded()
+    stolen, mirrored = (space.decode(space.encode(x)) for x in (PICTURES, PICTURES.flip(-1)))
+    assert Evaluation(GARDEN, HELD, pool()).row(stolen)["nearer"].value < .5            # against photographs it would be acquitted
+    court = Evaluation(GARDEN, HELD, pool(), space=space)
+    assert court.row(stolen)["nearer"].value > .95 and court.row(mirrored)["nearer"].value > .95
+    assert Evaluation(GARDEN, HELD, pool(), space=space, mirrored=False).row(mirrored)["nearer"].value < .8
+    for seed in (5, 6, 7):
+        honest = court.row(space.decode(space.encode(garden(60, 16, seed=seed).batch(range(60))[0])))["nearer"]
+        assert abs(honest.value - .5) < 3 * honest.error
+    plain, floor = Evaluation(GARDEN, HELD, pool()).floor(60), court.floor(60)
+    assert floor["nearer"].value == .5 and floor == plain                               # all other figures are of the photographs themselves
+    assert {k: v for k, v in court.row(stolen).items() if k != "nearer"} == {k: v for k, v in Evaluation(GARDEN, HELD, pool()).row(stolen).items() if k != "nearer"}
+    assert "VAE" in court.report([stolen]).settings["nearer"] and "nearer" not in Evaluation(GARDEN, HELD, pool()).report([stolen]).settings
+
+
+def test_behind_no_decoder_nothing_changes():
+    eyes = pool()
+    assert behind(Pixels(), eyes) is eyes and behind(Faded(), eyes).name == "pool behind 0123456789ab"
+    assert "nearer" not in Evaluation(GARDEN, extractor=pool(), space=Faded()).row(HELD)  # and without held pictures nothing can be said
+
+
 # --- the report
 
 def samples(seed, n=60): return touched(garden(n, 16, seed=10 + seed).batch(range(n))[0], seed)
@@ -510,18 +540,16 @@ def test_the_floor_is_of_as_many_pictures(n, held, names):
     assert list(got.rows) == names
     if held:
         few, real = min(n, held), features(pool(), GARDEN)
-        floor, asked = trial.held.subset(some(torch.arange(held), few)[0]), some(samples(0, n), few, LABELS[:n])
+        floor, asked = trial.held.subset(some(torch.arange(held), few)), (some(samples(0, n), few), some(LABELS[:n], few))
         assert got.rows[f"{few} held"] == trial.row(floor, floor.labels) and got.rows[f"{few} held"]["FID-pool"].value == fid(real, features(pool(), floor))
         assert got.rows[f"{few} samples"] == trial.row(*asked) and len(asked[0]) == len(asked[1]) == few
 
 
-def test_some_are_drawn_with_their_labels_and_always_the_same():
+def test_some_are_always_the_same_of_every_tensor_as_long():
     x = torch.arange(50)
-    torch.manual_seed(0); a, b = some(x, 20, x + 100)
-    torch.manual_seed(1); c, none = some(x, 20)
-    assert torch.equal(a, c) and none is None and torch.equal(b, a + 100) and len(a.unique()) == 20 and not torch.equal(a, x[:20])
-    p, labels = some(HELD, 20, HELD.labels)
-    assert isinstance(p, Pictures) and torch.equal(p.labels, labels) and torch.equal(p.images, HELD.images[some(torch.arange(60), 20)[0]])
+    torch.manual_seed(0); a = some(x, 20)
+    torch.manual_seed(1); b = some(x + 100, 20)
+    assert torch.equal(b, a + 100) and len(a.unique()) == 20 and not torch.equal(a, x[:20]) and len(some(x, 60)) == 50
 
 
 def test_a_report_prints_all_that_it_depends_on():

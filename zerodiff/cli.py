@@ -395,7 +395,7 @@ def evaluate(args):
     else: samples, labels, about = [image_folder(args.folder, size, small=0)], None, dict(folder=Path(args.folder).name)
     device = pick_device(args.device)
     judge = Judge.load(device=device) if reference.classes == read_judge()[2]["names"] else None
-    court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features)
+    court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features, space=pipe and pipe.space)
     report = str(court.report(samples, labels, data=Path(data).name, **about))
     print(report)
     if args.out:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['extractors', 'PROTOCOLS', 'Extractor', 'lite0', 'inception', 'inception75', 'features', 'moments', 'frechet_distance',
            'check_features', 'fid', 'Estimate', 'cubic', 'kid', 'nearest_distances', 'within_balls', 'PrecisionRecall',
-           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'Report', 'some', 'labels_like',
+           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'behind', 'Report', 'some', 'labels_like',
            'over_seeds', 'Measures', 'Evaluation']
 
 # %% ../nbs/12_evaluation.ipynb #82dd7d34
@@ -202,7 +202,17 @@ def nearer(samples: Tensor, unseen: Tensor) -> Estimate:
     u = (samples[:, None] < unseen).double().mean() + (samples[:, None] == unseen).double().mean() / 2
     return Estimate(u.item(), ((n + m + 1) / (12 * n * m)) ** .5)
 
-# %% ../nbs/12_evaluation.ipynb #d85fcc77
+# %% ../nbs/12_evaluation.ipynb #7369aac2
+def behind(space, extractor: Extractor) -> Extractor:
+    """The same eyes, for real pictures as a latent space (`zerodiff.latent.LatentSpace`) leaves them, rounded to bytes as a sample would be.
+
+    What a model of latents has learned by heart, it shows like that. A space of plain pictures (`Pixels`) changes nothing.
+    """
+    if space.about is None: return extractor
+    def embed(x): return extractor.embed(to_float(to_uint8(space.decode(space.encode(x.to(space.shift.device))))))
+    return Extractor(f"{extractor.name} behind {space.about['digest'][:12]}", extractor.size, extractor.resize, embed)
+
+# %% ../nbs/12_evaluation.ipynb #ce76af20
 @dataclass
 class Report:
     "Figures of sets of pictures, rows by name, and `settings`: all that they depend on. `print` shows both."
@@ -217,10 +227,9 @@ class Report:
         lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
         return "\n".join([*lines, "", *(f"- {k}: {v}" for k, v in self.settings.items())])
 
-def some(pictures: Pictures | Tensor, n: int, labels: Tensor | None = None) -> tuple:
-    "n of the pictures, drawn once for all, and their labels."
-    mine = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:n]
-    return pictures.subset(mine) if isinstance(pictures, Pictures) else pictures[mine], labels if labels is None else labels[mine]
+def some(rows: Tensor, n: int) -> Tensor:
+    "n of the rows of a tensor, the same of every tensor as long."
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:n]]
 
 def labels_like(reference: Pictures, n: int) -> Tensor:
     "n class labels in the proportions of the reference, (n,)."
@@ -233,25 +242,31 @@ def over_seeds(rows: list[dict[str, Estimate]]) -> dict[str, Estimate]:
     values = {k: torch.tensor([r[k].value for r in rows], dtype=torch.float64) for k in rows[0]}
     return {k: Estimate(v.mean().item(), v.std().item() / len(rows) ** .5) for k, v in values.items()}
 
-# %% ../nbs/12_evaluation.ipynb #93563160
+# %% ../nbs/12_evaluation.ipynb #1a26781c
 class Measures:
     """What sets of pictures are held against: `reference`, the training pictures, and `held`, real ones of the same size that were not trained on.
 
     `extractor` is one of `extractors`, made; `judge` names classes, if they are Oxford-102's; `mirrored` looks for copies among mirror images too;
-    `folder` keeps features. Errors: ValueError for sizes that differ, and for too few pictures.
+    `folder` keeps features; `space` is where the model of the samples lives, if it is one of latents: copies are looked for `behind` its decoder.
+    Errors: ValueError for sizes that differ, and for too few pictures.
     """
     def __init__(self, reference: Pictures, held: Pictures | None = None, extractor: Extractor | None = None, judge: Judge | None = None,
-                 k: int = 3, mirrored: bool = True, folder=None):
+                 k: int = 3, mirrored: bool = True, folder=None, space=None):
         self.reference, self.held, self.extractor, self.judge, self.k, self.folder = reference, held, extractor or lite0(), judge, k, folder
         self.size = tuple(reference.images.shape[2:])
         self.check(reference.images, "reference")
         if held is not None: self.check(held.images, "held")
+        self.eyes = behind(space, self.extractor) if space else self.extractor         # for real pictures, when copies are looked for
         self.real = self.look(reference)
-        self.training = torch.cat([self.real, self.look(Pictures(reference.images.flip(-1)))]) if mirrored else self.real
         self.photographs = None if held is None else self.look(held)
-        self.unseen = None if held is None else nearest(self.photographs, self.training).distance
+        self.unseen = None
+        if held is not None:
+            plain, mirror = self.eyes is self.extractor, Pictures(reference.images.flip(-1))
+            known = [self.real if plain else self.look(reference, self.eyes), *([self.look(mirror, self.eyes)] if mirrored else [])]
+            self.training = torch.cat(known)
+            self.unseen = nearest(self.photographs if plain else self.look(held, self.eyes), self.training).distance
 
-    def look(self, pictures) -> Tensor: return features(self.extractor, pictures, self.folder)
+    def look(self, pictures, eyes: Extractor | None = None) -> Tensor: return features(eyes or self.extractor, pictures, self.folder)
 
     def check(self, images: Tensor, name: str):
         if tuple(images.shape[2:]) != self.size:
@@ -275,19 +290,19 @@ class Measures:
         if self.extractor.name == "Lite0" and self.extractor.size == self.judge.info["size"]: return self.judge.named(seen)
         return self.judge.classes(to_float(pictures.images) if isinstance(pictures, Pictures) else pictures)
 
-    def figures(self, seen: Tensor, labels: Tensor | None = None, said: Tensor | None = None) -> dict[str, Estimate]:
-        "The figures of pictures by their features, and by what the judge said."
+    def figures(self, seen: Tensor, labels: Tensor | None = None, said: Tensor | None = None, near: Tensor | None = None) -> dict[str, Estimate]:
+        "The figures of pictures by their features, by what the judge said, and by how near the training pictures are (looked up, if not given)."
         name = self.extractor.name
         found = {f"FID-{name}": Estimate(fid(self.real, seen)), f"KID-{name}": kid(self.real, seen)}
         found |= {k: Estimate(v) for k, v in zip(("precision", "recall"), precision_recall(self.real, seen, self.k))}
-        if self.unseen is not None: found["nearer"] = nearer(nearest(seen, self.training).distance, self.unseen)
+        if self.unseen is not None: found["nearer"] = nearer(nearest(seen, self.training).distance if near is None else near, self.unseen)
         if labels is not None and labels.bincount().max() > 1: found["diversity"] = Estimate(diversity(seen, labels))
         if said is not None:
             hits = agreement(said, labels)
             found["class"] = Estimate(hits["top1"], hits["top1_se"])
         return found
 
-# %% ../nbs/12_evaluation.ipynb #0538c994
+# %% ../nbs/12_evaluation.ipynb #c0509506
 class Evaluation(Measures):
     "`row(pictures, labels)` is one line, `report(samples, labels)` the whole."
     def over(self, samples: list, labels: Tensor | None, counts) -> dict[int, dict[str, Estimate]]:
@@ -298,9 +313,9 @@ class Evaluation(Measures):
     def floor(self, n: int) -> dict[str, Estimate]:
         "The figures of n held photographs."
         labels = self.held.labels if self.held.classes else None
-        return self.of(n, self.photographs, labels, self.verdict(self.held, self.photographs, labels))
+        return self.of(n, self.photographs, labels, self.verdict(self.held, self.photographs, labels), self.unseen)
 
-    def of(self, n: int, *parts) -> dict[str, Estimate]: return self.figures(*(part if part is None else some(part, n)[0] for part in parts))
+    def of(self, n: int, *parts) -> dict[str, Estimate]: return self.figures(*(part if part is None else some(part, n) for part in parts))
 
     def report(self, samples: list, labels: Tensor | None = None, **settings) -> Report:
         """The rows of samples, one set for each seed, over the floor: *held*, beside as many samples as it has pictures. `settings` go into the report.
@@ -316,6 +331,7 @@ class Evaluation(Measures):
         if self.held is not None: rows[f"{few} held"] = self.floor(few)
         e, r = self.extractor, self.reference
         about = dict(reference=f"{len(r)} pictures", size=f"{self.size[0]}x{self.size[1]} pixels", extractor=f"{e.name}, at {e.size}x{e.size}, {e.resize}", neighbours=self.k,
+                     **({} if self.eyes is e else dict(nearer="than held pictures, which like the reference went through the VAE of the samples")),
                      errors=f"of the mean over {len(samples)} seeds" if len(samples) > 1 else "of one seed: KID by the jackknife, class by counts, nearer without copying")
         if few <= self.real.shape[1]: about["note"] = f"FID of no more pictures than there are features ({self.real.shape[1]}) is mostly bias: read it beside the floor, at equal numbers"
         return Report(rows, about | settings)
