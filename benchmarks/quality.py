@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                                   # every row that is not there yet, and the report
     python benchmarks/quality.py --only defaults --n 7348 --seeds 0 1 2
+    python benchmarks/quality.py --only defaults --weights latent --out mine.csv     # on your machine: rows that are in the file are not made again
     python benchmarks/quality.py --report                          # only the report, from the rows there are
 
 Groups of rows: `defaults` (each shipped model as `zerodiff sample` uses it), `guidance` (the weight w), `samplers` (each sampler by network calls). As many classes as *fit*
@@ -21,6 +22,7 @@ from zerodiff.metrics import Evaluation, labels_like, lite0
 from zerodiff.pipeline import Pipeline
 
 root = Path(__file__).parent.parent
+OUT = root / "nbs" / "measured" / "12_quality.csv"
 MODELS = ("flowers", "flowers64", "latent")
 CALLS = (5, 10, 20, 50)
 GROUPS = {
@@ -40,7 +42,7 @@ def arguments():
     p.add_argument("--n", type=int, default=1020, help="pictures a seed (1020)")
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     p.add_argument("--report", action="store_true", help="draw nothing")
-    p.add_argument("--out", type=Path, default=root / "nbs" / "measured" / "12_quality.csv")
+    p.add_argument("--out", type=Path, default=OUT, help="another file leaves quality.md and its pictures alone")
     return p.parse_args()
 
 
@@ -80,11 +82,11 @@ class Court:
         if ("held", self.size, n) not in known: yield of("held", self.evaluation.floor(n))
         if self.space.about and ("vae24 of held", self.size, n) not in known: yield of("vae24 of held", self.evaluation.over([restored(self.space, self.held)], self.held.labels, [n])[n])
 
-    def lines(self, pipe, row, n, seeds):
+    def lines(self, pipe, row, n, seeds, keep):
         "The line of a model, and of the first of its pictures, as many as *held* has, to stand beside the floor."
         labels = labels_like(self.fit, n)
         sets = [drawn(pipe, row, seed, labels) for seed in seeds]
-        if row["w"] == 3.: save_image(make_grid(sets[0][:68], 17), root / "benchmarks" / f"quality_{row['weights']}.png")
+        if row["w"] == 3. and keep: save_image(make_grid(sets[0][:68], 17), root / "benchmarks" / f"quality_{row['weights']}.png")
         for m, figures in self.evaluation.over(sets, labels, (n, min(n, len(self.held)))).items():
             yield line(row | dict(n=m, seeds=" ".join(map(str, seeds))), self.size, figures)
 
@@ -99,17 +101,17 @@ def main(args):
         place = pipe.size, bool(pipe.space.about)
         court = courts[place] = courts.get(place) or Court(pipe.size, pipe.space)
         rows += court.floors(args.n, {(r["weights"], int(r["size"]), int(r["n"])) for r in rows})
-        rows += [r for r in court.lines(pipe, row, args.n, args.seeds) if key(r) not in map(key, rows)]
+        rows += [r for r in court.lines(pipe, row, args.n, args.seeds, args.out == OUT) if key(r) not in map(key, rows)]
         tables.write(args.out, rows, COLUMNS)
         print({k: v for k, v in rows[-1].items() if v != ""}, flush=True)
-    report(tables.read(args.out))
+    report(tables.read(args.out), args.out == OUT)
 
 
-def report(rows):
-    "Put the tables into quality.md: the defaults beside the floor, at equal N; then what w and the sampler change, each by the most pictures there are."
+def report(rows, keep):
+    "Print the tables, and put them into quality.md if they are to be kept: the defaults beside the floor, at equal N; then what w and the sampler change, each by the most pictures there are."
     floor = max((r["n"] for r in rows if not r["w"]), key=int, default="")
     def settings(row): return row["sampler"], row["calls"], row["w"]
-    def shown(row): return [row["n"], row["seeds"], *(tables.told(row, k, k + "_error", 1 if k.startswith("FID") else 3) for k in FIGURES)]
+    def shown(row): return [row["n"], row["seeds"], *(tables.told(row, k, k + "_error", dict(FID=1, KID=4).get(k[:3], 3)) for k in FIGURES)]
     def latent(fits): return {settings(r): r for r in sorted(rows, key=lambda r: int(r["n"])) if r["weights"] == "latent" and fits(r)}.values()
     models = [r for r in rows if r["n"] == floor and (not r["w"] or settings(r) == ("dpmpp_2m", "20", "3.0"))]
     by_w = latent(lambda r: settings(r)[:2] == ("dpmpp_2m", "20"))
@@ -118,7 +120,7 @@ def report(rows):
     found = dict(defaults=tables.table(["pictures", "size", *head], [[r["weights"], r["size"], *shown(r)] for r in sorted(models, key=lambda r: int(r["size"]))]),
                  guidance=tables.table(["w", *head], [[r["w"], *shown(r)] for r in sorted(by_w, key=lambda r: float(r["w"]))]),
                  samplers=tables.table(["calls", "sampler", *head], [[r["calls"], r["sampler"], *shown(r)] for r in sorted(by_calls, key=lambda r: (int(r["calls"]), r["sampler"]))]))
-    tables.fill(root / "benchmarks" / "quality.md", **found)
+    if keep: tables.fill(root / "benchmarks" / "quality.md", **found)
     print(machine(), *found.values(), sep="\n\n")
 
 

@@ -506,7 +506,7 @@ def written(args, rows, machine):
                        f"{r['rate']:.0f}", f"{r['megabytes']:,.0f}", str(r["lines"])] for r in sides])
     drawing = tables.table(["side", "sampler", "network calls a picture", "seconds for 64", "pictures", "KID-Lite0", "FID-Lite0", "class named"],
                     [[r["side"], r.get("sampler", ""), r.get("calls", ""), r.get("seconds64", ""), f"{r['n']:,}", *told(r)] for r in rows])
-    where = "each with the network and settings of its own README" if args.gpu else "with networks of equal FLOPs a picture"
+    where = "each with the network and settings of its own README" if args.gpu else "with networks of about equal FLOPs a picture"
     rate = f"The peers' learning rate was set to {args.lr:g}, which is not their own. " if args.lr else "Their learning rates are meant for longer trainings than this; `--lr 0.001` gives them ours. "
     return f"""# A race: the same flowers, the same minutes
 
