@@ -552,6 +552,10 @@ def test_some_are_always_the_same_of_every_tensor_as_long():
     assert torch.equal(b, a + 100) and len(a.unique()) == 20 and not torch.equal(a, x[:20]) and len(some(x, 60)) == 50
 
 
+def test_settings_do_not_hide_what_a_report_says_itself():
+    with pytest.raises(ValueError, match="settings: got errors, size, which the report says by itself"): Evaluation(GARDEN, HELD, pool()).report([samples(0)], size=7, errors="none", steps=5)
+
+
 def test_a_report_prints_all_that_it_depends_on():
     given = dict(weights="flowers.safetensors", sampler="ddim", steps=5, scale=3.5, seeds="0 1")
     report = Evaluation(GARDEN, HELD.subset(range(40)), pool(), k=4).report([samples(0), samples(1)], None, **given)

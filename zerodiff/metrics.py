@@ -302,7 +302,7 @@ class Measures:
             found["class"] = Estimate(hits["top1"], hits["top1_se"])
         return found
 
-# %% ../nbs/12_evaluation.ipynb #c0509506
+# %% ../nbs/12_evaluation.ipynb #c826a910
 class Evaluation(Measures):
     "`row(pictures, labels)` is one line, `report(samples, labels)` the whole."
     def over(self, samples: list, labels: Tensor | None, counts) -> dict[int, dict[str, Estimate]]:
@@ -334,4 +334,5 @@ class Evaluation(Measures):
                      **({} if self.eyes is e else dict(nearer="than held pictures, which like the reference went through the VAE of the samples")),
                      errors=f"of the mean over {len(samples)} seeds" if len(samples) > 1 else "of one seed: KID by the jackknife, class by counts, nearer without copying")
         if few <= self.real.shape[1]: about["note"] = f"FID of no more pictures than there are features ({self.real.shape[1]}) is mostly bias: read it beside the floor, at equal numbers"
+        if twice := about.keys() & settings: raise ValueError(f"settings: got {', '.join(sorted(twice))}, which the report says by itself; expected other names")
         return Report(rows, about | settings)
