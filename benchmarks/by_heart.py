@@ -4,7 +4,8 @@
 
 Latents by vae24, without classes, a UNet of 64 channels (the shipped latent model has 112), batches of 32, float32. Each larger set holds the smaller ones, and mirror images count as learned. Told of each: the mean squared error of x0 in
 latents of variance 1, over all noise levels, on pictures that were learned and on *held*; and `nearer`, the probability that a picture drawn is nearer to the training set than one of *held* is, all of them seen through the same decoder
-(why, says benchmarks/copies.py). Typical pictures are near to everything, learned or not; so `side` asks of each picture drawn whether the nearest of n learned ones is nearer than the nearest of n unseen ones, n the smaller of both numbers: one half of the times without copying. Trained weights are kept in runs/by_heart, so a run that was stopped goes on with the next model. nbs/images/13e_by_heart.png shows ten pictures of each model, the training picture nearest to each beneath it.
+(why, says benchmarks/copies.py). Typical pictures are near to everything, learned or not; so `side` asks of each picture drawn whether the nearest of n learned ones is nearer than the nearest of n unseen ones, n the smaller of both numbers: one half of the times without copying.
+Trained weights are kept in runs/by_heart, so a run that was stopped goes on with the next model. nbs/images/13e_by_heart.png shows ten pictures of each model, the training picture nearest to each beneath it.
 """
 import argparse
 from pathlib import Path
@@ -77,8 +78,8 @@ def main(args):
         drawn = Pipeline(denoiser, "fp32").draw(None, len(held), 0, 64, 20, True, sampler="dpmpp_2m")
         copies = torch.cat([restored(space, x) for x in (learned, mirrored(learned))])
         known = look(copies)
-        found = nearest(look(drawn), known)
         n, seen = min(count, len(held)), look(drawn)
+        found = nearest(seen, known)
         learned_near, unseen_near = (nearest(seen, some.flatten(0, 1)).distance for some in (known.view(2, count, -1)[:, :n], others[:, :n]))
         side = (learned_near < unseen_near).double().mean().item()
         share = nearer(found.distance, nearest(unseen, known).distance)
