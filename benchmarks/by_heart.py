@@ -4,7 +4,7 @@
 
 Latents by vae24, without classes, a UNet of 64 channels (the shipped latent model has 112), batches of 32, float32. Each larger set holds the smaller ones, and mirror images count as learned. Told of each: the mean squared error of x0 in
 latents of variance 1, over all noise levels, on pictures that were learned and on *held*; and `nearer`, the probability that a picture drawn is nearer to the training set than one of *held* is, all of them seen through the same decoder
-(why, says benchmarks/copies.py). Typical pictures are near to everything, learned or not; so `side` asks of each picture drawn whether the nearest of n learned ones is nearer than the nearest of n unseen ones, n the smaller of both numbers: one half of the times without copying.
+(why, says benchmarks/copies.py). Typical pictures are near to everything, learned or not; so `copied` estimates the share of copies by whose picture is nearest, a learned or an unseen one (chapter 12).
 Trained weights are kept in runs/by_heart, so a run that was stopped goes on with the next model. nbs/images/13e_by_heart.png shows ten pictures of each model, the training picture nearest to each beneath it.
 """
 import argparse
@@ -16,7 +16,7 @@ from quality import restored
 from tqdm import tqdm
 from zerodiff.data import flowers102, make_grid, save_image
 from zerodiff.latent import Latents, latents_of, mirrored
-from zerodiff.metrics import features, lite0, nearer, nearest
+from zerodiff.metrics import Copies, behind, denoising_error, features, lite0, nearest
 from zerodiff.pipeline import Pipeline
 from zerodiff.schedule import cosine_schedule
 from zerodiff.training import Denoiser, Trainer, averaged, load, load_network, save_weights
@@ -36,18 +36,6 @@ def arguments():
     return p.parse_args()
 
 
-@torch.no_grad()
-def error(denoiser, latents, n=841):
-    "The mean squared error of x0 on up to n latents at all noise levels, with the same noise for each model."
-    rng, x0 = torch.Generator().manual_seed(0), latents.z[torch.arange(n) % len(latents)]
-    t, eps = torch.randint(0, denoiser.schedule.T, (n,), generator=rng), torch.randn(x0.shape, generator=rng)
-    total = 0.
-    for part in torch.arange(n).split(64):
-        alpha, sigma = denoiser.schedule.at(t[part], x0[part])
-        total += (denoiser(alpha * x0[part] + sigma * eps[part], t[part]).x0 - x0[part]).square().mean().item() * len(part)
-    return total / n
-
-
 def trained(latents, space, steps, weights):
     "The denoiser in the file `weights`; trained first, if there is none."
     if not weights.is_file():
@@ -61,30 +49,29 @@ def trained(latents, space, steps, weights):
 
 
 def main(args):
-    fit, held, eyes, vae = flowers102(split="fit", size=64), flowers102(split="held", size=64), lite0(), load_network("vae24", VAE)
+    fit, held, vae = flowers102(split="fit", size=64), flowers102(split="held", size=64), load_network("vae24", VAE)
     space = latents_of(vae, fit, "vae24", folder=args.runs)[1]         # one measure of latents for all rows: that of the whole set
+    eyes = behind(space, lite0())
 
-    def look(pictures): return features(eyes, pictures, "runs/features")
+    def look(pictures, eyes=eyes): return features(eyes, pictures, "runs/features")
+    def views(pictures): return torch.stack([look(pictures), look(mirrored(pictures))])
 
     def latents(pictures):
         z = latents_of(vae, pictures, space=space, folder=args.runs)[0].z
         return Latents(z, torch.zeros(len(z), dtype=torch.long))
 
-    shuffled, unseen, rows, shown = torch.randperm(len(fit), generator=torch.Generator().manual_seed(0)), look(restored(space, held)), [], []
-    others = torch.stack([unseen, look(restored(space, mirrored(held)))])
+    everyone, shuffled, all_learned, unseen, rows, shown = torch.arange(len(held)), torch.randperm(len(fit), generator=torch.Generator().manual_seed(0)), views(fit), views(held), [], []
     for count in tqdm(args.counts, "rows", disable=None):
-        learned = fit.subset(shuffled[:count])
+        mine = shuffled[:count]
+        learned, known = fit.subset(mine), all_learned[:, mine]
         denoiser = trained(latents(learned), space, args.steps, args.runs / f"{count}-{args.steps}.safetensors")
         drawn = Pipeline(denoiser, "fp32").draw(None, len(held), 0, 64, 20, True, sampler="dpmpp_2m")
-        copies = torch.cat([restored(space, x) for x in (learned, mirrored(learned))])
-        known = look(copies)
-        n, seen = min(count, len(held)), look(drawn)
-        found = nearest(seen, known)
-        learned_near, unseen_near = (nearest(seen, some.flatten(0, 1)).distance for some in (known.view(2, count, -1)[:, :n], others[:, :n]))
-        side = (learned_near < unseen_near).double().mean().item()
-        share = nearer(found.distance, nearest(unseen, known).distance)
-        rows.append(dict(pictures=count, steps=args.steps, learned=f"{error(denoiser, latents(learned)):.4f}", unseen=f"{error(denoiser, latents(held)):.4f}", nearer=f"{share.value:.4f}", nearer_error=f"{share.error:.4f}", side=f"{side:.4f}", side_error=f"{(.25 / len(seen)) ** .5:.4f}"))
-        shown += [drawn[:10], copies[found.index[:10]]]
+        seen = look(drawn, lite0())
+        figures = dict(learned=denoising_error(denoiser, latents(learned).z[everyone % count]), unseen=denoising_error(denoiser, latents(held).z[everyone])) | Copies(known, unseen).figures(seen)
+        rows.append(dict(pictures=count, steps=args.steps) | {k: f"{v:.4f}" for name, figure in figures.items() for k, v in zip((name, f"{name}_error"), figure)})
+        index = nearest(seen[:10], known.flatten(0, 1)).index
+        below = [(learned if i < count else mirrored(learned)).subset([i % count]) for i in index.tolist()]
+        shown += [drawn[:10], *(restored(space, one) for one in below)]
         print(rows[-1], flush=True)
     tables.write(args.out, rows)
     save_image(make_grid(torch.cat(shown), 10), args.picture)

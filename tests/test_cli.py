@@ -476,21 +476,23 @@ def test_evaluate_weights(weights, cheap, tmp_path, capsys):
     asked = ["evaluate", "--weights", weights, "-n", "12", "--steps", "2", "--seeds", "0", "1", "--scale", "2", "--features", str(tmp_path / "kept"), "--out", str(tmp_path / "report.md")]
     assert main(asked) == 0
     told = capsys.readouterr().out
-    assert all(part in told for part in ("12 samples", "12 held", "FID-squint", "KID-squint", "precision", "nearer", "weights: tiny.safetensors", "data: garden", "seeds: 0 1",
-                                         "steps: 2", "scale: 2.0", "sampler: dpmpp_2m", "16x16 pixels", "4096 pictures", "over 2 seeds"))
+    assert all(part in told for part in ("12 samples", "12 held", "FID-squint", "KID-squint", "precision", "nearer", "copied", "weights: tiny.safetensors", "data: garden", "seeds: 0 1",
+                                         "steps: 2", "scale: 2.0", "sampler: dpmpp_2m", "16x16 pixels", "4096 pictures", "over 2 seeds", "error of x0: "))
     assert (tmp_path / "report.md").read_text() == told
     assert main(asked) == 0 and capsys.readouterr().out == told        # from kept features: the same
 
 
 def test_evaluate_tells_thieves_from_strangers(cheap, tmp_path, capsys):
     folders = {name: album(tmp_path / name, garden(40, 16, seed=s)) for name, s in (("learned", 0), ("unseen", 1), ("new", 2))}
-    def nearer(folder):
+    def told(folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert main(["evaluate", "--folder", folder, "--data", folders["learned"], "--held", folders["unseen"], "--size", "16", "--features", str(tmp_path / "kept")]) == 0
         head, _, row, *_ = (line.split("|") for line in capsys.readouterr().out.splitlines())
-        return float(dict(zip((c.strip() for c in head), row))["nearer"].split("±")[0])
-    assert nearer(folders["learned"]) == 1 and .2 < nearer(folders["new"]) < .8
+        figures = dict(zip((c.strip() for c in head), row))
+        return [float(figures[k].split("±")[0]) for k in ("nearer", "copied")]
+    (thief, stolen), (stranger, taken) = told(folders["learned"]), told(folders["new"])
+    assert thief == stolen == 1 and .2 < stranger < .8 and taken < .6
 
 
 def test_evaluate_looks_behind_the_decoder_of_a_latent_model(vae, cheap, tmp_path, capsys, monkeypatch):
@@ -498,7 +500,7 @@ def test_evaluate_looks_behind_the_decoder_of_a_latent_model(vae, cheap, tmp_pat
     assert main(["train", "--data", "garden", *SMALL, "--latent", vae, "--out", str(tmp_path), "--steps", "1"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "--weights", str(tmp_path / "checkpoint.safetensors"), "-n", "8", "--steps", "1", "--features", str(tmp_path / "kept")]) == 0
-    assert "- nearer: than held pictures, which like the reference went through the VAE" in capsys.readouterr().out
+    assert "- copies: looked for among reference and held pictures that went through the VAE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, says", [

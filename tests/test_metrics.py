@@ -1,4 +1,5 @@
 """Evaluation: figures against closed forms, brute force and the libraries others publish by; features and their files; thieves found out; the report."""
+import itertools
 import math
 import sys
 
@@ -9,10 +10,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zerodiff.data import Pictures, garden, to_float, to_uint8
+from zerodiff.denoiser import Prediction
 from zerodiff.latent import Pixels
-from zerodiff.metrics import (PROTOCOLS, Estimate, Evaluation, Extractor, Report, behind, diversity, extractors, features, fid, frechet_distance, inception, inception75, kid, lite0,
+from zerodiff.metrics import (PROTOCOLS, Copies, Estimate, Evaluation, Extractor, Nearest, Report, behind, by_heart, copied, denoising_error, diversity, extractors, features, fid, frechet_distance, inception, inception75, kid, lite0,
                               moments, nearer, nearest, nearest_distances, over_seeds, precision_recall, some, within_balls)
 from zerodiff.sampling import samplers
+from zerodiff.schedule import cosine_schedule
 
 GARDEN, HELD = garden(60, 16, seed=0), garden(60, 16, seed=1)
 PICTURES = GARDEN.batch(range(60))[0]
@@ -309,6 +312,106 @@ def test_nearer_scatters_by_its_error_where_nothing_is_copied(n, m):
     assert abs(values.mean() - .5) < 4 * found[0].error / 1500 ** .5 and values.std().item() == pytest.approx(found[0].error, rel=.08)
 
 
+def expected_error(counts, n, m):
+    "The scatter of the share of copies over all ways to choose the n learned ones among n + m pictures, which are the nearest of so many."
+    counts = counts + [0] * (n + m - len(counts))
+    shares = torch.tensor([sum(counts[i] for i in chosen) / sum(counts) for chosen in itertools.combinations(range(n + m), n)], dtype=torch.float64)
+    p = n / (n + m)
+    assert shares.mean() == near(p)
+    return (shares.std(correction=0) / (1 - p)).item()
+
+
+@pytest.mark.parametrize("learned, unseen, share, expected", [
+    ([0., 0, 0], [1., 1, 1], [3, 9], 1), ([1., 1, 1], [0., 0, 0], [3, 9], -1 / 3), ([0., 1, 1, 1], [1., 0, 0, 0], [5, 5], -.5), ([0., 0, 0, 1], [1., 1, 1, 0], [9, 3], 0)])
+def test_copied_is_the_share_beyond_chance(learned, unseen, share, expected):
+    n, m = share
+    for index, counts in ((torch.arange(len(learned)), [1] * len(learned)), (torch.zeros(len(learned)).long(), [learned.count(0), unseen.count(0)])):
+        got = copied(*(Nearest(torch.tensor(d), index) for d in (learned, unseen)), n, m)     # first all have neighbours of their own, then they share one of each side
+        assert got.value == near(expected) and got.error == near(expected_error(counts, n, m))
+
+
+def test_copied_knows_mirror_images_for_one_picture():
+    far, close, index = torch.ones(4), torch.zeros(4), torch.tensor([3, 8, 3, 8])
+    assert copied(Nearest(close, index), Nearest(far, index), 5, 4).error == near(expected_error([4], 5, 4)) and copied(Nearest(far, index), Nearest(close, index), 4, 5).error == near(expected_error([4], 4, 5))
+    for n, m in ((0, 5), (5, 0)):
+        with pytest.raises(ValueError, match=f"n, m: got {n} learned and {m} unseen pictures, expected at least 1 of each"): copied(Nearest(close, index), Nearest(far, index), n, m)
+
+
+@pytest.mark.parametrize("n, m, spread", [(300, 100, 1.), (40, 160, 1.), (300, 100, .4), (40, 160, .4), (100, 100, .1)])
+def test_copied_scatters_by_its_error_around_nothing_however_typical_the_pictures(n, m, spread):
+    trials = []
+    for seed in range(150):
+        pool_, drawn = noise(n + m, 5, seed=seed), spread * noise(80, 5, seed=1000 + seed)
+        trials.append(copied(nearest(drawn, pool_[:n]), nearest(drawn, pool_[n:]), n, m))
+    values, errors = torch.tensor(trials, dtype=torch.float64).T
+    assert abs(values.mean()) < 4 * values.std() / 150 ** .5 and .8 < values.std() / errors.square().mean().sqrt() < 1.25
+
+
+@pytest.mark.parametrize("share", [0, 20, 40, 60, 80])
+def test_copied_finds_the_share_of_the_stolen(share):
+    trials = []
+    for seed in range(40):
+        pool_, drawn = noise(160, 12, seed=seed), noise(80, 12, seed=1000 + seed)
+        drawn[:share] = pool_[:share] + .01 * noise(share, 12, seed=2000 + seed)
+        trials.append(copied(nearest(drawn, pool_[:120]), nearest(drawn, pool_[120:]), 120, 40).value)
+    values = torch.tensor(trials)
+    assert abs(values.mean() - share / 80) < 4 * values.std() / 40 ** .5 + 1e-9
+
+
+def test_copies_are_looked_for_in_all_views():
+    learned, unseen, seen = noise(2, 60, 4), noise(2, 30, 4, seed=1), noise(20, 4, seed=2)
+    got, all_learned, all_unseen = Copies(learned, unseen).figures(seen), learned.flatten(0, 1), unseen.flatten(0, 1)
+    assert got == dict(nearer=nearer(nearest(seen, all_learned).distance, nearest(unseen[0], all_learned).distance), copied=copied(nearest(seen, all_learned), nearest(seen, all_unseen), 60, 30))
+    for view in learned: assert Copies(learned, unseen).figures(view)["copied"].value == 1
+
+
+class Scholar(nn.Module):
+    "A denoiser that knows some pictures by heart, or none, and answers gray to all others."
+    def __init__(self, known=None):
+        super().__init__()
+        self.known, self.schedule, self.gray = known, cosine_schedule(), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_t, t, cond=None):
+        if self.known is None: return Prediction(torch.zeros_like(x_t), x_t)
+        alpha, sigma = self.schedule.at(t, x_t)
+        far = torch.stack([((x_t - alpha * k) / sigma).square().mean((1, 2, 3)) for k in self.known], 1)
+        return Prediction(torch.where((far.amin(1) < 1.3)[:, None, None, None], self.known[far.argmin(1)], self.gray), x_t)
+
+
+def test_the_denoising_error_is_the_mean_over_pictures_and_its_error_too():
+    gray = Scholar()
+    per = PICTURES.square().mean((1, 2, 3)).double()
+    for batch in (7, 60): assert denoising_error(gray, PICTURES, batch=batch) == (near(per.mean(), rel=1e-6), near(per.std() / 60 ** .5, rel=1e-5))
+    assert denoising_error(Scholar(PICTURES), PICTURES).value < .4 * denoising_error(gray, PICTURES).value
+
+
+def test_noise_is_the_same_for_every_model_and_every_level_is_asked():
+    asked = []
+    class Model(nn.Module):
+        schedule = cosine_schedule()
+        def forward(self, x_t, t, cond=None):
+            asked.append((x_t, t, cond))
+            return Prediction(x_t, x_t)
+    one, other = (denoising_error(Model(), PICTURES[:1].repeat(500, 1, 1, 1), batch=500) for _ in range(2))
+    assert one == other and len(asked) == 8 and all(torch.equal(a[0], b[0]) for a, b in zip(asked[:4], asked[4:])) and {a[2] for a in asked} == {None}
+    for level, (_, t, _) in enumerate(asked[:4]): assert 250 * level <= t.min() < 250 * level + 10 and 250 * level + 240 < t.max() < 250 * (level + 1)
+    x, t, _ = asked[1]
+    alpha, sigma = Model.schedule.at(t, x)
+    eps = (x - alpha * PICTURES[:1]) / sigma
+    assert abs(eps.mean()) < .01 and abs(eps.std() - 1) < .01
+
+
+def test_who_learned_by_heart_is_better_on_what_it_learned():
+    knows, honest = Scholar(PICTURES), Scholar()
+    learned, held = by_heart(knows, Pixels(), GARDEN, HELD)
+    assert learned.value < .4 * held.value and held.value - learned.value > 6 * held.error
+    learned, held = by_heart(honest, Pixels(), GARDEN, HELD)
+    assert abs(learned.value - held.value) < 4 * (learned.error ** 2 + held.error ** 2) ** .5
+    few = by_heart(honest, Pixels(), GARDEN, HELD.subset(range(10)), most=9)
+    assert few[0] == denoising_error(honest, GARDEN.batch(some(torch.arange(60), 9))[0]) and few[1] == denoising_error(honest, HELD.batch(some(torch.arange(10), 9))[0])
+    assert by_heart(honest, Faded(), GARDEN, HELD)[0] == denoising_error(honest, F.avg_pool2d(GARDEN.batch(some(torch.arange(60), 60))[0], 2))
+
+
 # --- features
 
 def test_pictures_and_the_floats_from_them_have_the_same_features():
@@ -403,15 +506,18 @@ def test_a_row_is_the_figures_of_the_functions():
     sample = garden(30, 16, seed=2)
     real, held = features(pool(), GARDEN), features(pool(), HELD)
     row = trial.row(sample, sample.labels)
-    assert list(row) == ["FID-pool", "KID-pool", "precision", "recall", "nearer", "diversity"] and all(isinstance(v, Estimate) for v in row.values())
+    assert list(row) == ["FID-pool", "KID-pool", "precision", "recall", "nearer", "copied", "diversity"] and all(isinstance(v, Estimate) for v in row.values())
     assert row["FID-pool"].value == fid(real, seen) and row["KID-pool"] == kid(real, seen) and (row["precision"].value, row["recall"].value) == precision_recall(real, seen)
     assert row["nearer"] == nearer(nearest(seen, real).distance, nearest(held, real).distance) and row["diversity"].value == diversity(seen, sample.labels)
-    both = torch.cat([real, features(pool(), Pictures(GARDEN.images.flip(-1)))])    # held ones, too, are held against mirror images
-    assert Evaluation(GARDEN, HELD, pool()).row(sample)["nearer"] == nearer(nearest(seen, both).distance, nearest(held, both).distance) != row["nearer"]
+    assert row["copied"] == copied(nearest(seen, real), nearest(seen, held), 60, 60)
+    both, others = (torch.cat([features(pool(), x) for x in (p, Pictures(p.images.flip(-1)))]) for p in (GARDEN, HELD))      # held ones, too, are held against mirror images
+    mirrored = Evaluation(GARDEN, HELD, pool()).row(sample)
+    assert mirrored["nearer"] == nearer(nearest(seen, both).distance, nearest(held, both).distance) != row["nearer"]
+    assert mirrored["copied"] == copied(nearest(seen, both), nearest(seen, others), 60, 60)
     again = trial.row(sample.batch(range(30))[0], sample.labels)
     assert {k: v[0] for k, v in again.items()} == {k: v[0] for k, v in row.items()}
     assert Evaluation(GARDEN, HELD, pool(), k=5).row(sample)["recall"].value == precision_recall(real, seen, 5).recall
-    assert list(trial.row(sample)) == list(row)[:5] and "nearer" not in Evaluation(GARDEN, extractor=pool()).row(sample)
+    assert list(trial.row(sample)) == list(row)[:6] and not {"nearer", "copied"} & set( Evaluation(GARDEN, extractor=pool()).row(sample))
     assert "diversity" not in trial.row(sample, torch.arange(30))  # no class has two
 
 
@@ -493,15 +599,17 @@ def test_a_thief_of_latents_is_found_out_behind_the_decoder():
         honest = court.row(space.decode(space.encode(garden(60, 16, seed=seed).batch(range(60))[0])))["nearer"]
         assert abs(honest.value - .5) < 3 * honest.error
     plain, floor = Evaluation(GARDEN, HELD, pool()).floor(60), court.floor(60)
-    assert floor["nearer"].value == .5 and floor == plain                               # all other figures are of the photographs themselves
-    assert {k: v for k, v in court.row(stolen).items() if k != "nearer"} == {k: v for k, v in Evaluation(GARDEN, HELD, pool()).row(stolen).items() if k != "nearer"}
-    assert "VAE" in court.report([stolen]).settings["nearer"] and "nearer" not in Evaluation(GARDEN, HELD, pool()).report([stolen]).settings
+    others = lambda row: {k: v for k, v in row.items() if k not in ("nearer", "copied")}
+    assert floor["nearer"].value == .5 and others(floor) == others(plain)               # all other figures are of the photographs themselves
+    assert others(court.row(stolen)) == others(Evaluation(GARDEN, HELD, pool()).row(stolen))
+    assert court.row(stolen)["copied"].value > .9 > .5 > Evaluation(GARDEN, HELD, pool()).row(stolen)["copied"].value and "copied" not in floor
+    assert "VAE" in court.report([stolen]).settings["copies"] and "copies" not in Evaluation(GARDEN, HELD, pool()).report([stolen]).settings
 
 
 def test_behind_no_decoder_nothing_changes():
     eyes = pool()
     assert behind(Pixels(), eyes) is eyes and behind(Faded(), eyes).name == "pool behind 0123456789ab"
-    assert "nearer" not in Evaluation(GARDEN, extractor=pool(), space=Faded()).row(HELD)  # and without held pictures nothing can be said
+    assert not {"nearer", "copied"} & set(Evaluation(GARDEN, extractor=pool(), space=Faded()).row(HELD))  # and without held pictures nothing can be said
 
 
 # --- the report
@@ -513,9 +621,10 @@ LABELS = garden(60, 16, seed=10).labels
 
 
 def test_figures_over_seeds_are_a_mean_and_its_standard_error():
-    rows = [{"a": Estimate(v, 9.), "b": Estimate(-2 * v)} for v in (1., 2., 6.)]
+    rows = [{"a": Estimate(v, 9.), "b": Estimate(-2 * v), "copied": Estimate(v, v / 10)} for v in (1., 2., 6.)]
     got = over_seeds(rows)
-    assert list(got) == ["a", "b"] and got["a"].value == 3 and got["a"].error == near((7 / 3) ** .5) and got["b"].value == -6 and got["b"].error == near((28 / 3) ** .5)
+    assert list(got) == ["a", "b", "copied"] and got["a"].value == 3 and got["a"].error == near((7 / 3) ** .5) and got["b"].value == -6 and got["b"].error == near((28 / 3) ** .5)
+    assert got["copied"].value == 3 and got["copied"].error == near(.3)    # who was learned was drawn once for all seeds
     assert over_seeds(rows[:1]) == rows[0]                         # of one seed, its own error
 
 
@@ -523,10 +632,11 @@ def test_a_report_of_several_seeds_is_over_them():
     trial, sets = Evaluation(GARDEN, HELD, pool()), [samples(s) for s in range(3)]
     rows = [trial.row(x, LABELS) for x in sets]
     got = trial.report(sets, LABELS)
-    assert list(got.rows) == ["60 samples", "60 held"] and got.settings["errors"] == "of the mean over 3 seeds"
+    assert list(got.rows) == ["60 samples", "60 held"] and got.settings["errors"] == "of the mean over 3 seeds; nearer and copied: what they are without copying"
     for name, figure in got.rows["60 samples"].items():
         values = torch.tensor([r[name].value for r in rows], dtype=torch.float64)
-        assert figure.value == near(values.mean(), rel=1e-6, abs=1e-9) and figure.error == near(values.std() / 3 ** .5, rel=1e-4, abs=1e-7), name
+        error = sum(r[name].error for r in rows) / 3 if name in ("nearer", "copied") else values.std() / 3 ** .5
+        assert figure.value == near(values.mean(), rel=1e-6, abs=1e-9) and figure.error == near(error, rel=1e-4, abs=1e-7), name
     alone = trial.report(sets[:1], LABELS)
     assert "one seed" in alone.settings["errors"] and alone.rows["60 samples"]["nearer"].error == rows[0]["nearer"].error
     assert alone.rows["60 samples"]["diversity"].value == near(diversity(features(pool(), sets[0]), LABELS))       # drawn with their labels
@@ -541,7 +651,7 @@ def test_the_floor_is_of_as_many_pictures(n, held, names):
     if held:
         few, real = min(n, held), features(pool(), GARDEN)
         floor, asked = trial.held.subset(some(torch.arange(held), few)), (some(samples(0, n), few), some(LABELS[:n], few))
-        assert got.rows[f"{few} held"] == trial.row(floor, floor.labels) and got.rows[f"{few} held"]["FID-pool"].value == fid(real, features(pool(), floor))
+        assert got.rows[f"{few} held"] == {k: v for k, v in trial.row(floor, floor.labels).items() if k != "copied"} and got.rows[f"{few} held"]["FID-pool"].value == fid(real, features(pool(), floor))
         assert got.rows[f"{few} samples"] == trial.row(*asked) and len(asked[0]) == len(asked[1]) == few
 
 
@@ -561,14 +671,14 @@ def test_a_report_prints_all_that_it_depends_on():
     report = Evaluation(GARDEN, HELD.subset(range(40)), pool(), k=4).report([samples(0), samples(1)], None, **given)
     lines = [line for line in str(report).splitlines() if not line.startswith("- note: FID of no more pictures than there are features (48)")]
     assert len(lines) == len(str(report).splitlines()) - 1             # 40 pictures, 48 features
-    own = ["- reference: 60 pictures", "- size: 16x16 pixels", "- extractor: pool, at 16x16, area", "- neighbours: 4", "- errors: of the mean over 2 seeds"]
+    own = ["- reference: 60 pictures", "- size: 16x16 pixels", "- extractor: pool, at 16x16, area", "- neighbours: 4", "- errors: of the mean over 2 seeds; nearer and copied: what they are without copying"]
     assert lines[-10:] == own + [f"- {k}: {v}" for k, v in given.items()] and lines[-11] == ""
     table = lines[:-11]
     assert len(table) == 5 and len({len(line) for line in table}) == 1 and set(table[1]) == set("|-")
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table]
-    assert cells[0] == ["", "FID-pool", "KID-pool", "precision", "recall", "nearer", "diversity"] and [c[0] for c in cells[2:]] == ["60 samples", "40 samples", "40 held"]
+    assert cells[0] == ["", "FID-pool", "KID-pool", "precision", "recall", "nearer", "copied", "diversity"] and [c[0] for c in cells[2:]] == ["60 samples", "40 samples", "40 held"]
     for c in cells[2:]: assert c[1:] == [str(report.rows[c[0]].get(name, "")) for name in cells[0][1:]]
-    assert cells[2][6] == "" and cells[4][6] != "" and "±" in cells[2][1] and "±" not in cells[4][1]      # no labels, no diversity: only real ones have a class
+    assert cells[2][7] == "" and cells[4][7] != "" and "±" in cells[2][1] and "±" not in cells[4][1]      # no labels, no diversity: only real ones have a class
 
 
 @pytest.mark.parametrize("n, noted", [(48, True), (49, False)])
@@ -595,7 +705,7 @@ def test_sets_of_unequal_length_and_none_at_all_are_refused(sets, says):
 
 def test_an_evaluation_looks_once_at_what_it_keeps(tmp_path):
     eye = Pool()
-    for calls in (3, 0):                                          # the reference, its mirror images, and held ones
+    for calls in (4, 0):                                          # the reference and held ones, and their mirror images
         eye.calls.clear(); trial = Evaluation(GARDEN, HELD, eye.extractor, folder=tmp_path)
         assert len(eye.calls) == calls
     eye.calls.clear(); a = trial.report([samples(0)], LABELS); assert len(eye.calls) == 1         # held ones are known

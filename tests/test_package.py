@@ -172,7 +172,7 @@ def test_readme_refuses_a_picture_in_an_output(tmp_path):
 
 
 def test_workflow_runs_the_readme_command():
-    command = re.search(r"^pip install -e .* && .*nbdev_test .* && pytest$", (ROOT / "README.md").read_text(), re.M)[0]
+    command = re.search(r"^pip install -e .* && .*nbdev_test .* && .*pytest -n 2$", (ROOT / "README.md").read_text(), re.M)[0]
     assert command in (ROOT / ".github" / "workflows" / "test.yaml").read_text()
 
 

@@ -134,7 +134,7 @@ def reconstruct_options(p):
     p.add_argument("--device", help="cpu, cuda or mps (default: the fastest here)")
     p.add_argument("--out", default="reconstructed.png", metavar="FILE", help="a .png: photograph, reconstruction, difference (default reconstructed.png)")
 
-# %% ../nbs/13b_command_line.ipynb #1e057dbe
+# %% ../nbs/13b_command_line.ipynb #e4e58a2e
 def evaluate_options(p):
     "The options of `evaluate`."
     p.add_argument("--weights", metavar="NAME|FILE", help="weights whose pictures to judge (default: the shipped flowers)")
@@ -153,7 +153,6 @@ def evaluate_options(p):
     p.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 where it is fast")
     p.add_argument("--features", default="~/.cache/zerodiff", metavar="FOLDER", help="where features are kept for the next time (default ~/.cache/zerodiff)")
     p.add_argument("--out", metavar="FILE", help="also write the report here")
-
 
 # %% ../nbs/13b_command_line.ipynb #bab3629e
 def train_options(p):
@@ -370,12 +369,12 @@ def wanted(pipe, reference, n: int):
     numbers = labels_like(reference, n) if pipe.classes == reference.classes else pipe.numbers(n=n)
     return numbers, pipe.labels(numbers.tolist())
 
-# %% ../nbs/13b_command_line.ipynb #5e0a77d1
+# %% ../nbs/13b_command_line.ipynb #ff114b42
 def evaluate(args):
     "Print the report of chapter 12 about the pictures of weights, or of a folder."
     from zerodiff.data import image_folder, replacing
     from zerodiff.judge import Judge, read_judge
-    from zerodiff.metrics import PROTOCOLS, Evaluation, extractors
+    from zerodiff.metrics import PROTOCOLS, Evaluation, by_heart, extractors
     from zerodiff.pipeline import Pipeline
     from zerodiff.training import pick_device
     if args.n < 5: raise ValueError(f"n: got {args.n}, expected at least 5")
@@ -395,12 +394,12 @@ def evaluate(args):
     else: samples, labels, about = [image_folder(args.folder, size, small=0)], None, dict(folder=Path(args.folder).name)
     device = pick_device(args.device)
     judge = Judge.load(device=device) if reference.classes == read_judge()[2]["names"] else None
+    if pipe and held is not None: about["error of x0"] = "{} on learned pictures, {} on held ones".format(*by_heart(pipe.denoiser, pipe.space, reference, held))
     court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features, space=pipe and pipe.space)
     report = str(court.report(samples, labels, data=Path(data).name, **about))
     print(report)
     if args.out:
         with replacing(args.out) as aside: aside.write_text(report + "\n")
-
 
 # %% ../nbs/13b_command_line.ipynb #6f921a11
 def train(args):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['extractors', 'PROTOCOLS', 'Extractor', 'lite0', 'inception', 'inception75', 'features', 'moments', 'frechet_distance',
            'check_features', 'fid', 'Estimate', 'cubic', 'kid', 'nearest_distances', 'within_balls', 'PrecisionRecall',
-           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'behind', 'Report', 'some', 'labels_like',
-           'over_seeds', 'Measures', 'Evaluation']
+           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'copied', 'denoising_error', 'by_heart',
+           'behind', 'Report', 'some', 'labels_like', 'over_seeds', 'Copies', 'Measures', 'Evaluation']
 
 # %% ../nbs/12_evaluation.ipynb #82dd7d34
 import math
@@ -180,7 +180,7 @@ def diversity(features: Tensor, labels: Tensor) -> float:
     own = torch.zeros(len(n), dtype=unit.dtype).index_add_(0, labels, unit.square().sum(1))
     return (1 - (total.square().sum(1) - own)[many] / (n * (n - 1))[many]).mean().item()
 
-# %% ../nbs/12_evaluation.ipynb #f02a2737
+# %% ../nbs/12_evaluation.ipynb #6bb24315
 class Nearest(NamedTuple):
     "For each picture the distance (B,) to the nearest of others, and its index (B,)."
     distance: Tensor
@@ -202,6 +202,42 @@ def nearer(samples: Tensor, unseen: Tensor) -> Estimate:
     u = (samples[:, None] < unseen).double().mean() + (samples[:, None] == unseen).double().mean() / 2
     return Estimate(u.item(), ((n + m + 1) / (12 * n * m)) ** .5)
 
+# %% ../nbs/12_evaluation.ipynb #800eb612
+def copied(learned: Nearest, unseen: Nearest, n: int, m: int) -> Estimate:
+    """An estimate of the share of pictures that are copies, by the nearest of `n` learned pictures and the nearest of `m` unseen ones of the same kind to each.
+
+    0 on average without copying (so below 0 as well), 1 if all are copies. Indices are taken modulo n and m, for mirror images. The error is that without copying, given the neighbours: with a fair draw of who was learned,
+    each of them is learned with probability n / (n + m). Errors: ValueError if n or m is below 1.
+    """
+    if n < 1 or m < 1: raise ValueError(f"n, m: got {n} learned and {m} unseen pictures, expected at least 1 of each")
+    ours, odds = learned.distance < unseen.distance, n / m                         # odds = p0 / (1 - p0)
+    neighbours = torch.where(ours, learned.index % n, n + unseen.index % m).bincount().double()
+    scatter = (neighbours.square().sum().item() - len(ours) ** 2 / (n + m)) * (n + m) / (n + m - 1)      # of a sum over n of n + m numbers, drawn without putting back
+    return Estimate(1 - (1 + odds) * (~ours).double().mean().item(), (odds * scatter) ** .5 / len(ours))
+
+# %% ../nbs/12_evaluation.ipynb #80d00a9b
+@torch.no_grad()
+def denoising_error(denoiser, x0: Tensor, levels: int = 4, batch: int = 64) -> Estimate:
+    """The mean squared error of a denoiser's x0, without a condition, of x0 (N, C, H, W), each at `levels` levels of noise, low to high, that together are all; with the same noise for each model and each set of N.
+
+    Its error is that over pictures. Less on learned pictures than on unseen ones, by several errors: learned by heart. Source: 1709.01604 (the gap of losses tells who was learned).
+    """
+    rng, found = torch.Generator().manual_seed(0), []
+    for part in tqdm(x0.split(batch), "denoising", leave=False, disable=None):
+        at, each = torch.rand(len(part), generator=rng), []
+        for level in range(levels):
+            t, eps = ((level + at) / levels * denoiser.schedule.T).long().to(part.device), torch.randn(part.shape, generator=rng).to(part)
+            each.append((denoiser(denoiser.schedule.add_noise(part, t, eps), t).x0 - part).square().flatten(1).mean(1).double().cpu())
+        found.append(torch.stack(each).mean(0))
+    error = torch.cat(found)
+    return Estimate(error.mean().item(), (error.std() / len(error) ** .5).item())
+
+def by_heart(denoiser, space, learned: Pictures, held: Pictures, most: int = 1000) -> tuple[Estimate, Estimate]:
+    "The `denoising_error` on learned pictures and on held ones, as many of both, at most `most`, by a denoiser that lives in `space`."
+    n, device = min(len(learned), len(held), most), next(denoiser.parameters()).device
+    def encoded(pictures): return torch.cat([space.encode(pictures.batch(part)[0].to(device)) for part in some(torch.arange(len(pictures)), n).split(64)])
+    return tuple(denoising_error(denoiser, encoded(pictures)) for pictures in (learned, held))
+
 # %% ../nbs/12_evaluation.ipynb #7369aac2
 def behind(space, extractor: Extractor) -> Extractor:
     """The same eyes, for real pictures as a latent space (`zerodiff.latent.LatentSpace`) leaves them, rounded to bytes as a sample would be.
@@ -212,7 +248,7 @@ def behind(space, extractor: Extractor) -> Extractor:
     def embed(x): return extractor.embed(to_float(to_uint8(space.decode(space.encode(x.to(space.shift.device))))))
     return Extractor(f"{extractor.name} behind {space.about['digest'][:12]}", extractor.size, extractor.resize, embed)
 
-# %% ../nbs/12_evaluation.ipynb #ce76af20
+# %% ../nbs/12_evaluation.ipynb #2465d219
 @dataclass
 class Report:
     "Figures of sets of pictures, rows by name, and `settings`: all that they depend on. `print` shows both."
@@ -237,12 +273,26 @@ def labels_like(reference: Pictures, n: int) -> Tensor:
     return reference.labels[order[torch.arange(n) % len(reference)]]
 
 def over_seeds(rows: list[dict[str, Estimate]]) -> dict[str, Estimate]:
-    "The mean of each figure over seeds, and its standard error; of one seed, the figures as they are."
+    "The mean of each figure over seeds, and its standard error; of copies that without copying, which no number of seeds makes less. Of one seed, the figures as they are."
     if len(rows) == 1: return rows[0]
-    values = {k: torch.tensor([r[k].value for r in rows], dtype=torch.float64) for k in rows[0]}
-    return {k: Estimate(v.mean().item(), v.std().item() / len(rows) ** .5) for k, v in values.items()}
+    found = {}
+    for k in rows[0]:
+        values, errors = torch.tensor([r[k] for r in rows], dtype=torch.float64).T
+        found[k] = Estimate(values.mean().item(), errors.mean().item() if k in ("nearer", "copied") else values.std().item() / len(rows) ** .5)
+    return found
 
-# %% ../nbs/12_evaluation.ipynb #1a26781c
+# %% ../nbs/12_evaluation.ipynb #9ed9d5ef
+class Copies:
+    """What tells copies: the features of the learned pictures (V, N, D) and of unseen ones (V, M, D), both in V views: as they are, and mirrored."""
+    def __init__(self, learned: Tensor, unseen: Tensor):
+        self.learned, self.unseen = learned, unseen
+        self.floor = nearest(unseen[0], learned.flatten(0, 1)).distance
+
+    def figures(self, seen: Tensor) -> dict[str, Estimate]:
+        "`nearer` and `copied` of pictures by their features (B, D)."
+        learned, unseen = (nearest(seen, views.flatten(0, 1)) for views in (self.learned, self.unseen))
+        return dict(nearer=nearer(learned.distance, self.floor), copied=copied(learned, unseen, self.learned.shape[1], self.unseen.shape[1]))
+
 class Measures:
     """What sets of pictures are held against: `reference`, the training pictures, and `held`, real ones of the same size that were not trained on.
 
@@ -257,16 +307,15 @@ class Measures:
         self.check(reference.images, "reference")
         if held is not None: self.check(held.images, "held")
         self.eyes = behind(space, self.extractor) if space else self.extractor         # for real pictures, when copies are looked for
-        self.real = self.look(reference)
-        self.photographs = None if held is None else self.look(held)
-        self.unseen = None
-        if held is not None:
-            plain, mirror = self.eyes is self.extractor, Pictures(reference.images.flip(-1))
-            known = [self.real if plain else self.look(reference, self.eyes), *([self.look(mirror, self.eyes)] if mirrored else [])]
-            self.training = torch.cat(known)
-            self.unseen = nearest(self.photographs if plain else self.look(held, self.eyes), self.training).distance
+        self.real, self.photographs = self.look(reference), None if held is None else self.look(held)
+        self.copies = None if held is None else Copies(self.views(reference, self.real, mirrored), self.views(held, self.photographs, mirrored))
 
     def look(self, pictures, eyes: Extractor | None = None) -> Tensor: return features(eyes or self.extractor, pictures, self.folder)
+
+    def views(self, pictures: Pictures, plain: Tensor, mirrored: bool) -> Tensor:
+        "The features (V, N, D) among which copies are looked for; `plain` are those that are known."
+        first = plain if self.eyes is self.extractor else self.look(pictures, self.eyes)
+        return torch.stack([first, *([self.look(Pictures(pictures.images.flip(-1)), self.eyes)] if mirrored else [])])
 
     def check(self, images: Tensor, name: str):
         if tuple(images.shape[2:]) != self.size:
@@ -290,19 +339,19 @@ class Measures:
         if self.extractor.name == "Lite0" and self.extractor.size == self.judge.info["size"]: return self.judge.named(seen)
         return self.judge.classes(to_float(pictures.images) if isinstance(pictures, Pictures) else pictures)
 
-    def figures(self, seen: Tensor, labels: Tensor | None = None, said: Tensor | None = None, near: Tensor | None = None) -> dict[str, Estimate]:
-        "The figures of pictures by their features, by what the judge said, and by how near the training pictures are (looked up, if not given)."
+    def figures(self, seen: Tensor, labels: Tensor | None = None, said: Tensor | None = None, held: Tensor | None = None) -> dict[str, Estimate]:
+        "The figures of pictures by their features, and by what the judge said; `held` are their indices, if they are held ones themselves."
         name = self.extractor.name
         found = {f"FID-{name}": Estimate(fid(self.real, seen)), f"KID-{name}": kid(self.real, seen)}
         found |= {k: Estimate(v) for k, v in zip(("precision", "recall"), precision_recall(self.real, seen, self.k))}
-        if self.unseen is not None: found["nearer"] = nearer(nearest(seen, self.training).distance if near is None else near, self.unseen)
+        if self.copies: found |= self.copies.figures(seen) if held is None else dict(nearer=nearer(self.copies.floor[held], self.copies.floor))
         if labels is not None and labels.bincount().max() > 1: found["diversity"] = Estimate(diversity(seen, labels))
         if said is not None:
             hits = agreement(said, labels)
             found["class"] = Estimate(hits["top1"], hits["top1_se"])
         return found
 
-# %% ../nbs/12_evaluation.ipynb #c826a910
+# %% ../nbs/12_evaluation.ipynb #d456d352
 class Evaluation(Measures):
     "`row(pictures, labels)` is one line, `report(samples, labels)` the whole."
     def over(self, samples: list, labels: Tensor | None, counts) -> dict[int, dict[str, Estimate]]:
@@ -313,7 +362,7 @@ class Evaluation(Measures):
     def floor(self, n: int) -> dict[str, Estimate]:
         "The figures of n held photographs."
         labels = self.held.labels if self.held.classes else None
-        return self.of(n, self.photographs, labels, self.verdict(self.held, self.photographs, labels), self.unseen)
+        return self.of(n, self.photographs, labels, self.verdict(self.held, self.photographs, labels), torch.arange(len(self.held)))
 
     def of(self, n: int, *parts) -> dict[str, Estimate]: return self.figures(*(part if part is None else some(part, n) for part in parts))
 
@@ -331,8 +380,8 @@ class Evaluation(Measures):
         if self.held is not None: rows[f"{few} held"] = self.floor(few)
         e, r = self.extractor, self.reference
         about = dict(reference=f"{len(r)} pictures", size=f"{self.size[0]}x{self.size[1]} pixels", extractor=f"{e.name}, at {e.size}x{e.size}, {e.resize}", neighbours=self.k,
-                     **({} if self.eyes is e else dict(nearer="than held pictures, which like the reference went through the VAE of the samples")),
-                     errors=f"of the mean over {len(samples)} seeds" if len(samples) > 1 else "of one seed: KID by the jackknife, class by counts, nearer without copying")
+                     **({} if self.eyes is e else dict(copies="looked for among reference and held pictures that went through the VAE of the samples")),
+                     errors=(f"of the mean over {len(samples)} seeds" if len(samples) > 1 else "of one seed: KID by the jackknife, class by counts") + ("" if self.held is None else "; nearer and copied: what they are without copying"))
         if few <= self.real.shape[1]: about["note"] = f"FID of no more pictures than there are features ({self.real.shape[1]}) is mostly bias: read it beside the floor, at equal numbers"
         if twice := about.keys() & settings: raise ValueError(f"settings: got {', '.join(sorted(twice))}, which the report says by itself; expected other names")
         return Report(rows, about | settings)
