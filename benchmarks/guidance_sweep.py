@@ -9,12 +9,13 @@ nbs/films/06_rescale.mp4, and its frames for a slider, 06_rescale.webp. All 102 
 top1 is the judge's agreement, `_se` the standard error of what stands before it; diversity is the mean distance between two samples of one
 class, in pixels and in the judge's features. The row `photographs` of 06_guidance.csv is the held split (left out where Oxford-102 is not found).
 """
-import argparse, copy, csv
+import argparse, copy
 from pathlib import Path
 
+import tables
 import torch
 from tqdm import tqdm
-from zerodiff.data import flowers102, make_grid, replacing, to_float
+from zerodiff.data import flowers102, make_grid, to_float
 from zerodiff.film import caption, enlarge, save_film, save_sprite
 from zerodiff.guidance import clipped_share, colourfulness, diversity, edges, guide, guide_plus
 from zerodiff.judge import Judge, agreement
@@ -88,15 +89,12 @@ def fill(path, plan, work, settings):
     "Add to the table at `path` a row for each (names, arguments) of `plan` that it lacks; rows of other settings are dropped."
     key = lambda row: tuple(str(row[k]) for k in names)
     names = [*plan[0][0], *settings]
-    done = {key(r): r for r in csv.DictReader(path.open(newline=""))} if path.is_file() else {}
+    done = {key(r): r for r in tables.read(path)}
     plan = [(label | settings, how) for label, how in plan]
     for label, how in tqdm(plan, desc=path.stem):
         if key(label) in done: continue
         done[key(label)] = label | {k: f"{v:.5g}" for k, v in work(**how).items()}
-        with replacing(path) as aside, open(aside, "w", newline="") as f:
-            table = csv.DictWriter(f, done[key(label)])
-            table.writeheader()
-            table.writerows(done[key(k)] for k, _ in plan if key(k) in done)
+        tables.write(path, [done[key(k)] for k, _ in plan if key(k) in done])
 
 def measurements(parts, denoiser, folder, args):
     "The tables of `parts`, in `folder`. Rescaling has four variants, so it is measured on every third class."

@@ -33,7 +33,7 @@ GROUPS = {
     "samplers": [dict(weights="latent", sampler=s, calls=c, w=2.) for c in CALLS for s in (("dpmpp_2m", "ddim", "heun", "ddpm") if c < 250 else ("ddpm",))],
 }
 SETTINGS = ("weights", "sampler", "calls", "w", "n", "seeds")
-FIGURES = ("FID-Lite0", "KID-Lite0", "precision", "recall", "class", "diversity", "nearer", "copied")
+FIGURES = ("FID-Lite0", "KID-Lite0", "KID-Lite0 behind", "precision", "recall", "class", "diversity", "nearer", "copied")
 KNOWN = ("learned", "unseen")                                       # the error of x0 on pictures that were learned, and on those that were not
 COLUMNS = [*SETTINGS, "size", *(k + e for k in FIGURES + KNOWN for e in ("", "_error"))]
 
@@ -120,14 +120,14 @@ def main(args):
 
 
 def report(rows, keep):
-    "Print the tables, and put them into quality.md if they are to be kept: the defaults beside the floor, at equal N; then what w and the sampler change, each by the most pictures there are."
+    "Print the tables, and put them into quality.md if they are to be kept: the defaults beside the floor, at equal N; then what w and the sampler change, each by the most pictures and seeds there are."
     floor = max((r["n"] for r in rows if not r["w"]), key=int, default="")
     def settings(row): return row["sampler"], row["calls"], row["w"]
     def shown(row): return [row["n"], row["seeds"], *(tables.told(row, k, k + "_error", dict(FID=1, KID=4).get(k[:3], 3)) for k in FIGURES)]
-    def latent(fits): return {settings(r): r for r in sorted(rows, key=lambda r: int(r["n"])) if r["weights"] == "latent" and fits(r)}.values()
-    models = [r for r in rows if r["n"] == floor and (not r["w"] or settings(r) == ("dpmpp_2m", "20", "3.0"))]
-    by_w = latent(lambda r: settings(r)[:2] == ("dpmpp_2m", "20"))
-    by_calls = latent(lambda r: r["w"] == "2.0")
+    def best(fits): return {(r["weights"], r["size"], *settings(r)): r for r in sorted(rows, key=lambda r: (int(r["n"]), len(r["seeds"]))) if fits(r)}.values()
+    models = best(lambda r: r["n"] == floor and (not r["w"] or settings(r) == ("dpmpp_2m", "20", "3.0")))
+    by_w = best(lambda r: r["weights"] == "latent" and settings(r)[:2] == ("dpmpp_2m", "20"))
+    by_calls = best(lambda r: r["weights"] == "latent" and r["w"] == "2.0")
     head = ["N", "seeds", *FIGURES]
     known = {r["weights"]: r for r in models if r.get("learned")}.values()
     found = dict(defaults=tables.table(["pictures", "size", *head], [[r["weights"], r["size"], *shown(r)] for r in sorted(models, key=lambda r: int(r["size"]))]),

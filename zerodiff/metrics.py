@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['extractors', 'PROTOCOLS', 'Extractor', 'lite0', 'inception', 'inception75', 'features', 'moments', 'frechet_distance',
            'check_features', 'fid', 'Estimate', 'cubic', 'kid', 'nearest_distances', 'within_balls', 'PrecisionRecall',
-           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'copied', 'denoising_error', 'by_heart',
-           'behind', 'Report', 'some', 'labels_like', 'over_seeds', 'Copies', 'Measures', 'Evaluation']
+           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'copied', 'some', 'denoising_error',
+           'by_heart', 'behind', 'Report', 'labels_like', 'over_seeds', 'Copies', 'Measures', 'Evaluation']
 
 # %% ../nbs/12_evaluation.ipynb #82dd7d34
 import math
@@ -180,7 +180,7 @@ def diversity(features: Tensor, labels: Tensor) -> float:
     own = torch.zeros(len(n), dtype=unit.dtype).index_add_(0, labels, unit.square().sum(1))
     return (1 - (total.square().sum(1) - own)[many] / (n * (n - 1))[many]).mean().item()
 
-# %% ../nbs/12_evaluation.ipynb #6bb24315
+# %% ../nbs/12_evaluation.ipynb #1ec969e4
 class Nearest(NamedTuple):
     "For each picture the distance (B,) to the nearest of others, and its index (B,)."
     distance: Tensor
@@ -193,34 +193,40 @@ def nearest(features: Tensor, training: Tensor) -> Nearest:
     index = torch.cat([torch.cdist(part, training).argmin(1) for part in features.split(512)])
     return Nearest((features - training[index]).norm(dim=1), index)                # cdist rounds: a copy would not be at exactly 0
 
-def nearer(samples: Tensor, unseen: Tensor) -> Estimate:
-    """The probability that a sample is nearer to the training set than an unseen real picture, from distances (N,) and (M,): above 1/2 by several errors, it copies.
+def nearer(samples: Tensor, floor: Tensor) -> Estimate:
+    """The probability that a sample is nearer to the training set than an unseen real picture, from the distances of both to it, (N,) and (M,): 1/2 without copying.
 
     Mann and Whitney's U over N M; its error is that without any copying. Source: 2004.05675, sec. 3.
     """
-    n, m = len(samples), len(unseen)
-    u = (samples[:, None] < unseen).double().mean() + (samples[:, None] == unseen).double().mean() / 2
+    n, m = len(samples), len(floor)
+    u = (samples[:, None] < floor).double().mean() + (samples[:, None] == floor).double().mean() / 2
     return Estimate(u.item(), ((n + m + 1) / (12 * n * m)) ** .5)
 
-# %% ../nbs/12_evaluation.ipynb #800eb612
-def copied(learned: Nearest, unseen: Nearest, n: int, m: int) -> Estimate:
-    """An estimate of the share of pictures that are copies, by the nearest of `n` learned pictures and the nearest of `m` unseen ones of the same kind to each.
+# %% ../nbs/12_evaluation.ipynb #2cd27166
+def copied(to_learned: Nearest, to_unseen: Nearest, n: int, m: int) -> Estimate:
+    """An estimate of the share of samples that are copies, from the nearest learned picture (of n) and the nearest unseen one (of m) to each sample; who is as near to both counts as no copy.
 
-    0 on average without copying (so below 0 as well), 1 if all are copies. Indices are taken modulo n and m, for mirror images. The error is that without copying, given the neighbours: with a fair draw of who was learned,
-    each of them is learned with probability n / (n + m). Errors: ValueError if n or m is below 1.
+    0 on average without copying (so below 0 as well), 1 if all are copies. Indices are taken modulo n and m, for mirror images. The error is what it scatters by without copying: the neighbours stay, and which n
+    of the n + m pictures were learned is drawn anew. (Where near-duplicates are put aside together, it is somewhat more.) Errors: ValueError if n or m is below 1.
     """
     if n < 1 or m < 1: raise ValueError(f"n, m: got {n} learned and {m} unseen pictures, expected at least 1 of each")
-    ours, odds = learned.distance < unseen.distance, n / m                         # odds = p0 / (1 - p0)
-    neighbours = torch.where(ours, learned.index % n, n + unseen.index % m).bincount().double()
-    scatter = (neighbours.square().sum().item() - len(ours) ** 2 / (n + m)) * (n + m) / (n + m - 1)      # of a sum over n of n + m numbers, drawn without putting back
-    return Estimate(1 - (1 + odds) * (~ours).double().mean().item(), (odds * scatter) ** .5 / len(ours))
+    ours, both = to_learned.distance < to_unseen.distance, n + m
+    counts = torch.where(ours, to_learned.index % n, n + to_unseen.index % m).bincount().double()        # of how many samples each picture is the neighbour
+    chance, share = n / both, ours.double().mean().item()
+    variance = chance * (1 - chance) * (counts.square().sum().item() - len(ours) ** 2 / both) * both / (both - 1)      # of the sum of n of them, drawn without putting back
+    return Estimate((share - chance) / (1 - chance), variance ** .5 / len(ours) / (1 - chance))
 
-# %% ../nbs/12_evaluation.ipynb #80d00a9b
+# %% ../nbs/12_evaluation.ipynb #af77d4bd
+def some(rows: Tensor, n: int) -> Tensor:
+    "n rows of a tensor, chosen alike for all tensors of its length."
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:n]]
+
 @torch.no_grad()
 def denoising_error(denoiser, x0: Tensor, levels: int = 4, batch: int = 64) -> Estimate:
-    """The mean squared error of a denoiser's x0, without a condition, of x0 (N, C, H, W), each at `levels` levels of noise, low to high, that together are all; with the same noise for each model and each set of N.
+    """The mean squared error of a denoiser's answer to noised x0 (N, C, H, W), without a condition, and its standard error over pictures.
 
-    Its error is that over pictures. Less on learned pictures than on unseen ones, by several errors: learned by heart. Source: 1709.01604 (the gap of losses tells who was learned).
+    Each picture is noised once in each of `levels` equal parts of the schedule; all sets of one shape get the same noise. Less on learned pictures than on unseen ones, by several
+    standard errors: learned by heart. Source: 1709.01604 (the gap of losses tells who was learned).
     """
     rng, found = torch.Generator().manual_seed(0), []
     for part in tqdm(x0.split(batch), "denoising", leave=False, disable=None):
@@ -248,7 +254,7 @@ def behind(space, extractor: Extractor) -> Extractor:
     def embed(x): return extractor.embed(to_float(to_uint8(space.decode(space.encode(x.to(space.shift.device))))))
     return Extractor(f"{extractor.name} behind {space.about['digest'][:12]}", extractor.size, extractor.resize, embed)
 
-# %% ../nbs/12_evaluation.ipynb #2465d219
+# %% ../nbs/12_evaluation.ipynb #e9dd6ed5
 @dataclass
 class Report:
     "Figures of sets of pictures, rows by name, and `settings`: all that they depend on. `print` shows both."
@@ -263,17 +269,13 @@ class Report:
         lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
         return "\n".join([*lines, "", *(f"- {k}: {v}" for k, v in self.settings.items())])
 
-def some(rows: Tensor, n: int) -> Tensor:
-    "n of the rows of a tensor, the same of every tensor as long."
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:n]]
-
 def labels_like(reference: Pictures, n: int) -> Tensor:
     "n class labels in the proportions of the reference, (n,)."
     order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
     return reference.labels[order[torch.arange(n) % len(reference)]]
 
 def over_seeds(rows: list[dict[str, Estimate]]) -> dict[str, Estimate]:
-    "The mean of each figure over seeds, and its standard error; of copies that without copying, which no number of seeds makes less. Of one seed, the figures as they are."
+    "The mean of each figure over seeds, and its standard error; for `nearer` and `copied` the mean of theirs, since the unseen pictures are the same for each seed. Of one seed, the figures as they are."
     if len(rows) == 1: return rows[0]
     found = {}
     for k in rows[0]:
@@ -281,7 +283,7 @@ def over_seeds(rows: list[dict[str, Estimate]]) -> dict[str, Estimate]:
         found[k] = Estimate(values.mean().item(), errors.mean().item() if k in ("nearer", "copied") else values.std().item() / len(rows) ** .5)
     return found
 
-# %% ../nbs/12_evaluation.ipynb #9ed9d5ef
+# %% ../nbs/12_evaluation.ipynb #1466e7ca
 class Copies:
     """What tells copies: the features of the learned pictures (V, N, D) and of unseen ones (V, M, D), both in V views: as they are, and mirrored."""
     def __init__(self, learned: Tensor, unseen: Tensor):
@@ -345,13 +347,14 @@ class Measures:
         found = {f"FID-{name}": Estimate(fid(self.real, seen)), f"KID-{name}": kid(self.real, seen)}
         found |= {k: Estimate(v) for k, v in zip(("precision", "recall"), precision_recall(self.real, seen, self.k))}
         if self.copies: found |= self.copies.figures(seen) if held is None else dict(nearer=nearer(self.copies.floor[held], self.copies.floor))
+        if self.copies and self.eyes is not self.extractor: found[f"KID-{name} behind"] = kid(self.copies.learned[0], seen if held is None else self.copies.unseen[0, held])
         if labels is not None and labels.bincount().max() > 1: found["diversity"] = Estimate(diversity(seen, labels))
         if said is not None:
             hits = agreement(said, labels)
             found["class"] = Estimate(hits["top1"], hits["top1_se"])
         return found
 
-# %% ../nbs/12_evaluation.ipynb #d456d352
+# %% ../nbs/12_evaluation.ipynb #c26e9b39
 class Evaluation(Measures):
     "`row(pictures, labels)` is one line, `report(samples, labels)` the whole."
     def over(self, samples: list, labels: Tensor | None, counts) -> dict[int, dict[str, Estimate]]:
@@ -380,7 +383,7 @@ class Evaluation(Measures):
         if self.held is not None: rows[f"{few} held"] = self.floor(few)
         e, r = self.extractor, self.reference
         about = dict(reference=f"{len(r)} pictures", size=f"{self.size[0]}x{self.size[1]} pixels", extractor=f"{e.name}, at {e.size}x{e.size}, {e.resize}", neighbours=self.k,
-                     **({} if self.eyes is e else dict(copies="looked for among reference and held pictures that went through the VAE of the samples")),
+                     **({} if self.eyes is e else dict(behind="copies are looked for among reference and held pictures that went through the VAE of the samples, and with those the KID called behind compares")),
                      errors=(f"of the mean over {len(samples)} seeds" if len(samples) > 1 else "of one seed: KID by the jackknife, class by counts") + ("" if self.held is None else "; nearer and copied: what they are without copying"))
         if few <= self.real.shape[1]: about["note"] = f"FID of no more pictures than there are features ({self.real.shape[1]}) is mostly bias: read it beside the floor, at equal numbers"
         if twice := about.keys() & settings: raise ValueError(f"settings: got {', '.join(sorted(twice))}, which the report says by itself; expected other names")
