@@ -16,7 +16,7 @@ from quality import restored
 from tqdm import tqdm
 from zerodiff.data import flowers102, make_grid, save_image
 from zerodiff.latent import Latents, latents_of, mirrored
-from zerodiff.metrics import Copies, behind, denoising_error, features, lite0, nearest
+from zerodiff.metrics import Copies, behind, denoising_error, features, lite0, nearest, views
 from zerodiff.pipeline import Pipeline
 from zerodiff.schedule import cosine_schedule
 from zerodiff.training import Denoiser, Trainer, averaged, load, load_network, save_weights
@@ -51,23 +51,23 @@ def trained(latents, space, steps, weights):
 def main(args):
     fit, held, vae = flowers102(split="fit", size=64), flowers102(split="held", size=64), load_network("vae24", VAE)
     space = latents_of(vae, fit, "vae24", folder=args.runs)[1]         # one measure of latents for all rows: that of the whole set
-    eyes = behind(space, lite0())
-
-    def look(pictures, eyes=eyes): return features(eyes, pictures, "runs/features")
-    def views(pictures): return torch.stack([look(pictures), look(mirrored(pictures))])
+    eyes = lite0()
+    all_learned, unseen = (views(behind(space, eyes), pictures, "runs/features") for pictures in (fit, held))
 
     def latents(pictures):
         z = latents_of(vae, pictures, space=space, folder=args.runs)[0].z
         return Latents(z, torch.zeros(len(z), dtype=torch.long))
 
-    everyone, shuffled, all_learned, unseen, rows, shown = torch.arange(len(held)), torch.randperm(len(fit), generator=torch.Generator().manual_seed(0)), views(fit), views(held), [], []
+    shuffled, everyone = torch.randperm(len(fit), generator=torch.Generator().manual_seed(0)), torch.arange(len(held))
+    rows, shown = [], []
     for count in tqdm(args.counts, "rows", disable=None):
         mine = shuffled[:count]
         learned, known = fit.subset(mine), all_learned[:, mine]
         denoiser = trained(latents(learned), space, args.steps, args.runs / f"{count}-{args.steps}.safetensors")
         drawn = Pipeline(denoiser, "fp32").draw(None, len(held), 0, 64, 20, True, sampler="dpmpp_2m")
-        seen = look(drawn, lite0())
-        figures = dict(learned=denoising_error(denoiser, latents(learned).z[everyone % count]), unseen=denoising_error(denoiser, latents(held).z[everyone])) | Copies(known, unseen).figures(seen)
+        seen = features(eyes, drawn, "runs/features")
+        figures = {name: denoising_error(denoiser, z) for name, z in dict(learned=latents(learned).z[everyone % count], unseen=latents(held).z[everyone]).items()}
+        figures |= Copies(known, unseen).figures(seen)
         rows.append(dict(pictures=count, steps=args.steps) | {k: f"{v:.4f}" for name, figure in figures.items() for k, v in zip((name, f"{name}_error"), figure)})
         index = nearest(seen[:10], known.flatten(0, 1)).index
         below = [(learned if i < count else mirrored(learned)).subset([i % count]) for i in index.tolist()]

@@ -19,7 +19,7 @@ import torch
 from quality import restored
 from zerodiff.data import flowers102, make_grid, save_image
 from zerodiff.latent import mirrored
-from zerodiff.metrics import Copies, behind, features, kid, labels_like, lite0, nearest
+from zerodiff.metrics import Copies, behind, features, kid, labels_like, lite0, nearest, views
 from zerodiff.pipeline import Pipeline
 
 NBS = Path(__file__).parent.parent / "nbs"
@@ -27,14 +27,13 @@ p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDes
 p.add_argument("--out", type=Path, default=NBS / "measured" / "12_copies.csv")
 args = p.parse_args()
 pipe, fit, held = Pipeline.load("latent", "cpu", "fp32"), flowers102(split="fit", size=64), flowers102(split="held", size=64)
-n, plain, decoded = len(held), lite0(), behind(pipe.space, lite0())
+n, plain = len(held), lite0()
 
 
-def look(pictures, eyes=plain): return features(eyes, pictures, "runs/features")
-def views(pictures, eyes): return torch.stack([look(pictures, eyes), look(mirrored(pictures), eyes)])
+def look(pictures): return features(plain, pictures, "runs/features")
 
 
-courts = {name: Copies(views(fit, eyes), views(held, eyes)) for name, eyes in dict(photographs=plain, restored=decoded).items()}
+courts = {name: Copies(*(views(eyes, pictures, "runs/features") for pictures in (fit, held))) for name, eyes in dict(photographs=plain, restored=behind(pipe.space, plain)).items()}
 fair = courts["restored"]
 stolen = torch.randperm(len(fit), generator=torch.Generator().manual_seed(0))[:n]
 samples = pipe.draw(labels_like(fit, n), n, 0, 64, 20, True, sampler="dpmpp_2m", scale=3.)

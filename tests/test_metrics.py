@@ -13,7 +13,7 @@ from zerodiff.data import Pictures, garden, to_float, to_uint8
 from zerodiff.denoiser import Prediction
 from zerodiff.latent import Pixels
 from zerodiff.metrics import (PROTOCOLS, Copies, Estimate, Evaluation, Extractor, Nearest, Report, behind, by_heart, copied, denoising_error, diversity, extractors, features, fid, frechet_distance, inception, inception75, kid, lite0,
-                              moments, nearer, nearest, nearest_distances, over_seeds, precision_recall, some, within_balls)
+                              moments, nearer, nearest, nearest_distances, over_seeds, precision_recall, some, views, within_balls)
 from zerodiff.sampling import samplers
 from zerodiff.schedule import cosine_schedule
 
@@ -356,6 +356,14 @@ def test_copied_finds_the_share_of_the_stolen(share):
         trials.append(copied(nearest(drawn, pool_[:120]), nearest(drawn, pool_[120:]), 120, 40).value)
     values = torch.tensor(trials)
     assert abs(values.mean() - share / 80) < 4 * values.std() / 40 ** .5 + 1e-9
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_views_are_features_as_they_are_and_mirrored(mirrored, tmp_path):
+    got = views(pool(), GARDEN, mirrored=mirrored)
+    want = [features(pool(), p) for p in (GARDEN, Pictures(GARDEN.images.flip(-1)))]
+    assert got.shape == (1 + mirrored, 60, 48) and all(torch.equal(a, b) for a, b in zip(got, want))
+    for _ in range(2): assert torch.equal(views(pool(), GARDEN, tmp_path, mirrored), got) and len(list(tmp_path.iterdir())) == 1 + mirrored
 
 
 def test_copies_are_looked_for_in_all_views():

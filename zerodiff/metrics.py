@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['extractors', 'PROTOCOLS', 'Extractor', 'lite0', 'inception', 'inception75', 'features', 'moments', 'frechet_distance',
            'check_features', 'fid', 'Estimate', 'cubic', 'kid', 'nearest_distances', 'within_balls', 'PrecisionRecall',
-           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'copied', 'some', 'denoising_error',
-           'by_heart', 'behind', 'Report', 'labels_like', 'over_seeds', 'Copies', 'Measures', 'Evaluation']
+           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'copied', 'views', 'Copies', 'some',
+           'denoising_error', 'by_heart', 'behind', 'Report', 'labels_like', 'over_seeds', 'Measures', 'Evaluation']
 
 # %% ../nbs/12_evaluation.ipynb #82dd7d34
 import math
@@ -216,6 +216,22 @@ def copied(to_learned: Nearest, to_unseen: Nearest, n: int, m: int) -> Estimate:
     variance = chance * (1 - chance) * (counts.square().sum().item() - len(ours) ** 2 / both) * both / (both - 1)      # of the sum of n of them, drawn without putting back
     return Estimate((share - chance) / (1 - chance), variance ** .5 / len(ours) / (1 - chance))
 
+# %% ../nbs/12_evaluation.ipynb #3c410dfb
+def views(extractor: Extractor, pictures: Pictures, folder=None, mirrored: bool = True) -> Tensor:
+    "The features (V, N, D) of pictures as they are and, if `mirrored`, of their mirror images. `folder` as for `features`."
+    return torch.stack([features(extractor, p, folder) for p in (pictures, Pictures(pictures.images.flip(-1)))[:1 + mirrored]])
+
+class Copies:
+    "What tells copies: the features of the learned pictures (V, N, D) and of unseen ones (V, M, D), both in as many views."
+    def __init__(self, learned: Tensor, unseen: Tensor):
+        self.learned, self.unseen = learned, unseen
+        self.floor = nearest(unseen[0], learned.flatten(0, 1)).distance
+
+    def figures(self, seen: Tensor) -> dict[str, Estimate]:
+        "`nearer` and `copied` of pictures by their features (B, D)."
+        to_learned, to_unseen = (nearest(seen, known.flatten(0, 1)) for known in (self.learned, self.unseen))
+        return dict(nearer=nearer(to_learned.distance, self.floor), copied=copied(to_learned, to_unseen, self.learned.shape[1], self.unseen.shape[1]))
+
 # %% ../nbs/12_evaluation.ipynb #af77d4bd
 def some(rows: Tensor, n: int) -> Tensor:
     "n rows of a tensor, chosen alike for all tensors of its length."
@@ -283,18 +299,7 @@ def over_seeds(rows: list[dict[str, Estimate]]) -> dict[str, Estimate]:
         found[k] = Estimate(values.mean().item(), errors.mean().item() if k in ("nearer", "copied") else values.std().item() / len(rows) ** .5)
     return found
 
-# %% ../nbs/12_evaluation.ipynb #1466e7ca
-class Copies:
-    """What tells copies: the features of the learned pictures (V, N, D) and of unseen ones (V, M, D), both in V views: as they are, and mirrored."""
-    def __init__(self, learned: Tensor, unseen: Tensor):
-        self.learned, self.unseen = learned, unseen
-        self.floor = nearest(unseen[0], learned.flatten(0, 1)).distance
-
-    def figures(self, seen: Tensor) -> dict[str, Estimate]:
-        "`nearer` and `copied` of pictures by their features (B, D)."
-        learned, unseen = (nearest(seen, views.flatten(0, 1)) for views in (self.learned, self.unseen))
-        return dict(nearer=nearer(learned.distance, self.floor), copied=copied(learned, unseen, self.learned.shape[1], self.unseen.shape[1]))
-
+# %% ../nbs/12_evaluation.ipynb #02368ab5
 class Measures:
     """What sets of pictures are held against: `reference`, the training pictures, and `held`, real ones of the same size that were not trained on.
 
@@ -309,15 +314,11 @@ class Measures:
         self.check(reference.images, "reference")
         if held is not None: self.check(held.images, "held")
         self.eyes = behind(space, self.extractor) if space else self.extractor         # for real pictures, when copies are looked for
-        self.real, self.photographs = self.look(reference), None if held is None else self.look(held)
-        self.copies = None if held is None else Copies(self.views(reference, self.real, mirrored), self.views(held, self.photographs, mirrored))
+        self.copies = None if held is None else Copies(*(views(self.eyes, p, folder, mirrored) for p in (reference, held)))
+        if self.copies and self.eyes is self.extractor: self.real, self.photographs = self.copies.learned[0], self.copies.unseen[0]
+        else: self.real, self.photographs = self.look(reference), None if held is None else self.look(held)
 
-    def look(self, pictures, eyes: Extractor | None = None) -> Tensor: return features(eyes or self.extractor, pictures, self.folder)
-
-    def views(self, pictures: Pictures, plain: Tensor, mirrored: bool) -> Tensor:
-        "The features (V, N, D) among which copies are looked for; `plain` are those that are known."
-        first = plain if self.eyes is self.extractor else self.look(pictures, self.eyes)
-        return torch.stack([first, *([self.look(Pictures(pictures.images.flip(-1)), self.eyes)] if mirrored else [])])
+    def look(self, pictures) -> Tensor: return features(self.extractor, pictures, self.folder)
 
     def check(self, images: Tensor, name: str):
         if tuple(images.shape[2:]) != self.size:
@@ -346,8 +347,11 @@ class Measures:
         name = self.extractor.name
         found = {f"FID-{name}": Estimate(fid(self.real, seen)), f"KID-{name}": kid(self.real, seen)}
         found |= {k: Estimate(v) for k, v in zip(("precision", "recall"), precision_recall(self.real, seen, self.k))}
-        if self.copies: found |= self.copies.figures(seen) if held is None else dict(nearer=nearer(self.copies.floor[held], self.copies.floor))
-        if self.copies and self.eyes is not self.extractor: found[f"KID-{name} behind"] = kid(self.copies.learned[0], seen if held is None else self.copies.unseen[0, held])
+        if self.copies:
+            judged = seen if held is None else self.copies.unseen[0, held]
+            found |= self.copies.figures(judged)
+            if held is not None: del found["copied"]                                   # the unseen picture nearest to a held one is itself
+            if self.eyes is not self.extractor: found[f"KID-{name} behind"] = kid(self.copies.learned[0], judged)
         if labels is not None and labels.bincount().max() > 1: found["diversity"] = Estimate(diversity(seen, labels))
         if said is not None:
             hits = agreement(said, labels)
