@@ -1,8 +1,9 @@
 """zerodiff against denoising-diffusion-pytorch and diffusers: as much training time on the same flowers, then how good the pictures are and how long they take.
 
-    python benchmarks/race.py --minutes 30                 # two CPU cores: about two hours and a quarter; a run that was stopped goes on where it was
+    python benchmarks/race.py --minutes 30 --no-gpu        # two CPU cores, two to three hours; a run that was stopped goes on where it was
     python benchmarks/race.py                              # the same, or where there is a GPU, 5 minutes each and about half an hour in all
-    python benchmarks/race.py --only diffusers             # one side
+    python benchmarks/race.py --out mine.csv               # leaves race.md alone
+    python benchmarks/race.py --minutes 30 --no-gpu --lr 0.001 --runs runs/race_lr --out benchmarks/race_lr.csv     # the peers at our learning rate
     python benchmarks/race.py --report                     # only the table, from what is there
 
 Every side trains from random weights on *fit* of Oxford-102 at 32x32, with mirroring, one after the other, in processes of their own. On a CPU the networks have equal FLOPs a
@@ -14,6 +15,7 @@ for it only --default-n pictures, for their time alone. Calls are counted as the
 All goes to --runs, rows to race.csv, the report to race.md, and pictures to race.png.
 """
 import argparse, contextlib, functools, json, math, resource, signal, subprocess, sys, time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +36,7 @@ from zerodiff.training import (Progress, Signals, Team, Trainer, check_finite, f
                                write_tensors)
 
 SIZE, BATCH, LEAST = 32, 64, 256                           # pixels; pictures drawn at once; of fewer pictures than these no quality is told
+OUT = Path(__file__).parent / "race.csv"
 
 
 def arguments():
@@ -47,7 +50,7 @@ def arguments():
     p.add_argument("--default-steps", type=int, default=1000, help="its steps (1000); with fewer, denoising-diffusion-pytorch changes to DDIM, as its README says")
     p.add_argument("--report", action="store_true")
     p.add_argument("--runs", type=Path, default=Path("runs/race"))
-    p.add_argument("--out", type=Path, default=Path(__file__).parent / "race.csv", help="the rows; the report and the pictures go beside it")
+    p.add_argument("--out", type=Path, default=OUT, help="the rows; the report and the pictures go beside it")
     p.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)           # what a process of one side is to do
     args = p.parse_args()
     if args.gpu and not torch.cuda.is_available(): p.error("--gpu: there is none here")
@@ -164,7 +167,10 @@ class Lucidrains(Peer):
 
     def readme(self):
         from denoising_diffusion_pytorch import Unet
-        return peers.Racer(self.name, Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=True), lambda n, x, t: n(x, t))
+        net = Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=True)
+        for part in net.modules():                             # on newer GPUs it allows the flash kernel alone, which takes no float32; here, all
+            if getattr(part, "cuda_config", None): part.cuda_config = part.cpu_config
+        return peers.Racer(self.name, net, lambda n, x, t: n(x, t))
 
     def set_up(self):
         from denoising_diffusion_pytorch import GaussianDiffusion
@@ -396,7 +402,7 @@ def train(args, key):
     if run.progress < 1: run.fit()
     megabytes, batch = peak(args.device) - start, side.batch * side.accumulate
     note(args.runs / key / "train.json", dict(
-        name=side.name, parameters=side.racer.parameters, gflop=side.racer.flops(SIZE) / 1e9, precision=named(way)[0], layout=named(way)[1], batch=batch, lr=side.lr,
+        name=side.name, parameters=side.racer.parameters, gflop=side.racer.flops(SIZE) / 1e9, precision=str(run.dtype)[6:], layout=named(way)[1], batch=batch, lr=side.lr,
         steps=run.step, pictures=run.step * batch, seconds=run.elapsed, rate=run.step * batch / run.elapsed, megabytes=megabytes, lines=lines(SCRIPTS[key]), machine=peers.machine()))
 
 @torch.no_grad()
@@ -507,47 +513,49 @@ def written(args, rows, machine):
     drawing = tables.table(["side", "sampler", "network calls a picture", "seconds for 64", "pictures", "KID-Lite0", "FID-Lite0", "class named"],
                     [[r["side"], r.get("sampler", ""), r.get("calls", ""), r.get("seconds64", ""), f"{r['n']:,}", *told(r)] for r in rows])
     where = "each with the network and settings of its own README" if args.gpu else "with networks of about equal FLOPs a picture"
-    rate = f"The peers' learning rate was set to {args.lr:g}, which is not their own. " if args.lr else "Their learning rates are meant for longer trainings than this; `--lr 0.001` gives them ours. "
-    return f"""# A race: the same flowers, the same minutes
+    rate = f"The peers' learning rate is {args.lr:g} here, in place of their own, with which they race in [race.md](race.md). " if args.lr else "Their learning rates are meant for longer trainings than this; with ours they race in [race_lr.md](race_lr.md). "
+    return f"""# A race: the same flowers, the same minutes{', the same learning rate' if args.lr else ''}
 
-`python benchmarks/race.py --minutes {args.minutes:g}{'' if args.gpu == torch.cuda.is_available() else ' --gpu' if args.gpu else ' --no-gpu'}{f' --lr {args.lr:g}' if args.lr else ''}`, on {machine}.
+`python benchmarks/race.py --minutes {args.minutes:g}{' --gpu' if args.gpu else ' --no-gpu'}{f' --lr {args.lr:g}' if args.lr else ''}{'' if args.out == OUT else f' --runs {args.runs} --out {args.out}'}`, on {machine}.
 
-Three ways to train a diffusion model, from random weights, on *fit* of Oxford-102 at {SIZE}x{SIZE}, for {args.minutes:g} minutes each, {where}. zerodiff has the defaults of `zerodiff train`.
-`denoising-diffusion-pytorch` has its own `GaussianDiffusion` (v-prediction, sigmoid schedule), `Unet` and EMA, with {"the settings of its README" if args.gpu else "the defaults of its `Trainer`"};
-it takes no classes (the package has a model that does, `classifier_free_guidance`, but its `Trainer` cannot train that). `diffusers` is trained as its example `train_unconditional.py` trains (noise prediction, linear schedule, EMA with warm-up), with the classes that `UNet2DModel` can
-take; its cosine ends with the minutes. {rate}All mirror pictures by a coin, and all run in the precision and memory layout in which they are fastest here.
+Three ways to train a diffusion model, from random weights, on *fit* of Oxford-102 at {SIZE}x{SIZE}, for {args.minutes:g} minutes each, {where}. One run a side with one seed, so no error says how much another training would differ. zerodiff has the defaults of `zerodiff train`.
+`denoising-diffusion-pytorch` {version("denoising-diffusion-pytorch")} has its own `GaussianDiffusion` (v-prediction, sigmoid schedule), `Unet` and EMA, with {"the settings of its README" if args.gpu else "the defaults of its `Trainer`"};
+it takes no classes (the package has a model that does, `classifier_free_guidance`, but its `Trainer` cannot train that). `diffusers` {version("diffusers")} is trained as its example `train_unconditional.py` trains (noise prediction, linear schedule, EMA with warm-up), with the classes that `UNet2DModel` can
+take; its cosine ends with the minutes, and when it draws in few steps, they are spaced as it calls "trailing" (its default would leave out the noisiest). {rate}All mirror pictures by a coin, and all run in the precision and memory layout in which they are fastest here.
 
 {training}
 
 Memory is the most that the process held while training beyond what it held with the pictures loaded{" (on the GPU, the tensors' own)" if args.gpu else ""}. The lines are those of the scripts in `race.py` that do as much: train with
-mirroring and averaged weights, then draw 64 pictures.
+mirroring and averaged weights, then draw 64 pictures (with networks of other widths than here; the lines are as many).
 
 {drawing}
 
 KID (± its jackknife error) and FID compare EfficientNet-Lite0 features with those of 2,048 pictures of *fit*; less is better, and the photographs at the end show how little is possible. Those of *fit*
 are not among the 2,048; *held* has 841, and FID grows as pictures get fewer. "Class named" is how often the judge's first guess is the class that was asked for; a
-side without classes has none, and *fit* has none because the judge has seen it. (Three of the 841 are named right here and not in flowers.md, where the same photographs were shrunk by another routine: some values differ by 1 of 255.) The classes asked for are as frequent as in *fit*. A guided step calls
+side without classes has none, and for *fit* none is told, since the judge was trained on it. (Three of the 841 are named right here and not in flowers.md, where the same photographs were shrunk by another routine: some values differ by 1 of 255.) The classes asked for are as frequent as in *fit*. A guided step calls
 the network twice, so zerodiff's default, 20 steps, makes 40 calls; beside it stand 20 calls, as 10 guided steps and as 20 without guidance. Samplers that need
 1,000 calls draw too few pictures to judge; they are there for their time.
 
 ![Sixty-four pictures of each]({args.out.with_suffix('.png').name})
 
-From left to right: {', '.join(f"{name} ({says})" for name, says, _ in gallery(args))}.
+From left to right: {', '.join(f"{name} ({says})" for name, says, _ in gallery(args, rows))}: of each the sampler of 20 calls with the lowest KID.
 """
 
-def gallery(args):
-    "Of each side (name, sampler, 64 pictures), of a sampler that makes 20 calls."
+def gallery(args, rows):
+    "Of each side (name, sampler, 64 pictures), of that sampler of 20 calls that has the lowest KID."
     found = []
-    for key, draw in zip(SIDES, ("guided", "ddim", "dpm")):
-        path = args.runs / key / f"draw-{draw}.safetensors"
-        if path.exists(): found.append((SIDES[key].name, read(path.with_suffix(".json"))["says"], load_file(path)["pictures"][:64]))
+    for key, side in SIDES.items():
+        best = min((r for r in rows if r["side"] == side.name and "kid" in r and float(r["calls"]) == 20), key=lambda r: float(r["kid"]), default=None)
+        if best is None: continue
+        draw = next(d for d in side.draws(args) if d.says == best["sampler"])
+        found.append((side.name, draw.says, load_file(args.runs / key / f"draw-{draw.name}.safetensors")["pictures"][:64]))
     return found
 
 def report(args):
     rows = measured(args)
     names = list(dict.fromkeys(name for row in rows for name in row if name != "machine"))
     tables.write(args.out, [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items() if k != "machine"} for row in rows], names)
-    grids = [F.pad(make_grid(x, 8), (0, 8), value=1.) for _, _, x in gallery(args)]
+    grids = [F.pad(make_grid(x, 8), (0, 8), value=1.) for _, _, x in gallery(args, rows)]
     if grids: save_image(torch.cat([F.pad(g, (0, 0, 0, max(o.shape[1] for o in grids) - g.shape[1]), value=1.) for g in grids], 2)[:, :, :-8], args.out.with_suffix(".png"))
     text = written(args, rows, next((row["machine"] for row in rows if "machine" in row), peers.machine()))
     page = args.out.with_suffix(".md")
