@@ -1,11 +1,11 @@
 """Which parts of the recipe matter? Each row trains the latent model with one thing changed, for as many steps, and tells how natural and how obedient its flowers are.
 
     python benchmarks/ablations.py                                 # every row that is not there yet, and the report
-    python benchmarks/ablations.py --only "predicts noise" "seed 1"
+    python benchmarks/ablations.py --only "predicts noise" "seed 1" --out mine.csv     # on your machine: rows that are in the file are not made again
     python benchmarks/ablations.py --report                        # only the table, from the rows there are
 
 The network is the shipped latent model's at 64 channels instead of 112, so that a row takes minutes: latents of *fit* by vae24, batches of 64, float32, and everything else as `zerodiff train --latent` has it. The rows "seed 1"
-and "seed 2" change nothing but the dice: a row that differs from "as shipped" by no more than these do says nothing. Rows of averages are averages of the weights of one and the same run; the average of "as shipped" remembers the last ninth of the steps so far, for its decay
+and "seed 2" change nothing but the dice: a row that differs from "the recipe" by no more than these do says nothing. Rows of averages are averages of the weights of one and the same run; the average of "the recipe" remembers the last ninth of the steps so far, for its decay
 of .999 is reached after 9,000 steps only. A network that predicts noise cannot say much of x0 where there is next to no signal, as at the end of the cosine schedule; so it is tried with the linear one as well. Each draws --n pictures
 with classes as in *fit*, by 20 steps of DPM-Solver++(2M), without guidance (w = 1) and at w = 3. A row is written as soon as it is known, so a run that was stopped goes on with the next;
 on a machine with idle cores, give half of the rows to a second process.
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import tables
 import torch
-from peers import machine
 from tqdm import tqdm
 from zerodiff.conditioning import ClassConditional
 from zerodiff.data import flowers102
@@ -28,9 +27,10 @@ from zerodiff.training import EMA, Denoiser, Trainer, averaged, load_network
 from zerodiff.unet import UNet
 from zerodiff.vae import VAE
 
-AVERAGES = {"average: none": 0., "average: .9": .9, "average: .99": .99}       # beside .999, which "as shipped" has
+OUT = Path(__file__).with_suffix(".csv")
+AVERAGES = {"average: none": 0., "average: .9": .9, "average: .99": .99}       # beside .999, which "the recipe" has
 CHANGES = {
-    "as shipped": {}, "seed 1": dict(seed=1), "seed 2": dict(seed=2),
+    "the recipe": {}, "seed 1": dict(seed=1), "seed 2": dict(seed=2),
     "predicts noise": dict(predicts="eps"), "predicts noise, plain loss": dict(predicts="eps", gamma=None), "predicts noise, linear schedule": dict(predicts="eps", schedule=linear_schedule),
     "predicts the picture": dict(predicts="x0"),
     "linear schedule": dict(schedule=linear_schedule), "sigmoid schedule": dict(schedule=sigmoid_schedule),
@@ -48,7 +48,7 @@ def arguments():
     p.add_argument("--steps", type=int, default=2000, help="of training for each row (2000)")
     p.add_argument("--n", type=int, default=1020, help="pictures for each weight of guidance (1020)")
     p.add_argument("--runs", type=Path, default=Path("runs/ablations"))
-    p.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    p.add_argument("--out", type=Path, default=OUT, help="another file leaves ablations.md alone")
     p.add_argument("--report", action="store_true", help="train nothing")
     return p.parse_args()
 
@@ -99,7 +99,7 @@ def line(denoiser, evaluation, args):
 
 def add(path, new):
     "Put rows into the file, in the table's order; other processes may have added theirs."
-    order = [name for row in CHANGES for name in ([row, *AVERAGES] if row == "as shipped" else [row])]
+    order = [name for row in CHANGES for name in ([row, *AVERAGES] if row == "the recipe" else [row])]
     names = [r["row"] for r in new]
     tables.write(path, sorted([r for r in tables.read(path) if r["row"] not in names] + new, key=lambda r: order.index(r["row"])), FIELDS)
 
@@ -121,12 +121,12 @@ def main(args):
     report(tables.read(args.out))
 
 
-def report(rows):
-    "Put the table into ablations.md."
+def report(rows, keep):
+    "Print the table, and put it into ablations.md if it is to be kept."
     columns = [f"{name} w={w}" for w in (1, 3) for name in COLUMNS]
     found = tables.table(["row", "weights", *(c.replace(" w=", ", w = ") for c in columns)], [[r["row"], f"{int(r['weights']) / 1e6:.2f} M", *(tables.told(r, c, f"{c} error") for c in columns)] for r in rows])
-    tables.fill(Path(__file__).with_suffix(".md"), ablations=found)
-    print(machine(), found, sep="\n\n")
+    if keep: tables.fill(OUT.with_suffix(".md"), ablations=found)
+    print(found)
 
 
 if __name__ == "__main__": main(arguments())

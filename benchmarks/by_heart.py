@@ -3,7 +3,7 @@
     python benchmarks/by_heart.py                                  # about half an hour on one CPU core with AVX2 alone
 
 Latents by vae24, without classes, a UNet of 64 channels (the shipped latent model has 112), batches of 32, float32. Each larger set holds the smaller ones, and mirror images count as learned. Told of each: the mean squared error of x0 in
-latents of variance 1, over all noise levels, on pictures that were learned and on *held*; and `nearer`, the probability that a picture drawn is nearer to the training set than one of *held* is, all of them seen through the same decoder
+latents of variance 1, over all noise levels, on pictures that were learned (of few, each again and again until there are 841 looks; the error is that of looks) and on *held*; and `nearer`, the probability that a picture drawn is nearer to the training set than one of *held* is, all of them seen through the same decoder
 (why, says benchmarks/copies.py). Typical pictures are near to everything, learned or not; so `copied` estimates the share of copies by whose picture is nearest, a learned or an unseen one (chapter 12).
 Trained weights are kept in runs/by_heart, so a run that was stopped goes on with the next model. nbs/images/13e_by_heart.png shows ten pictures of each model, the training picture nearest to each beneath it.
 """

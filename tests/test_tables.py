@@ -64,7 +64,7 @@ class TestAblations:
             denoiser = trained(row)[0]
             net = denoiser.network
             return dict(predicts=denoiser.predicts, schedule=denoiser.schedule.config["name"], drop=net.drop_share, weights=sum(p.numel() for p in net.parameters()))
-        same = facts("as shipped")
+        same = facts("the recipe")
         assert same == dict(predicts="v", schedule="cosine", drop=.1, weights=same["weights"])
         changed = {"predicts noise": dict(predicts="eps"), "predicts the picture": dict(predicts="x0"), "linear schedule": dict(schedule="linear"),
                    "sigmoid schedule": dict(schedule="sigmoid"), "no label hidden": dict(drop=0.), "a quarter of labels hidden": dict(drop=.25)}
@@ -73,20 +73,20 @@ class TestAblations:
         assert attentive.pop("weights") > same["weights"] and attentive == {k: v for k, v in same.items() if k != "weights"}
 
     def test_averages_of_one_run(self, ablations, trained):
-        denoisers = trained("as shipped")
+        denoisers = trained("the recipe")
         assert len(denoisers) == 1 + len(ablations.AVERAGES) and len(trained("seed 1")) == 1
         first, raw, *_ = (torch.cat([v.flatten() for v in d.network.state_dict().values()]) for d in denoisers)
         assert not torch.equal(first, raw)                    # .999 remembers where it began
-        again = trained("as shipped")[1].network.state_dict()
+        again = trained("the recipe")[1].network.state_dict()
         assert all(torch.equal(v, again[k]) for k, v in denoisers[1].network.state_dict().items())
 
     def test_other_dice_and_other_losses_give_other_weights(self, trained):
-        last = {row: trained(row)[0].network.state_dict() for row in ("as shipped", "seed 1", "plain loss, no min-SNR")}
-        for row in ("seed 1", "plain loss, no min-SNR"): assert any(not torch.equal(v, last["as shipped"][k]) for k, v in last[row].items())
+        last = {row: trained(row)[0].network.state_dict() for row in ("the recipe", "seed 1", "plain loss, no min-SNR")}
+        for row in ("seed 1", "plain loss, no min-SNR"): assert any(not torch.equal(v, last["the recipe"][k]) for k, v in last[row].items())
 
     def test_rows_stand_in_the_order_of_the_table(self, ablations, tmp_path):
-        for name in ("seed 2", "average: none", "as shipped", "attention", "seed 2"): ablations.add(tmp_path / "a.csv", [dict(row=name, steps=3, n=4)])
-        assert [r["row"] for r in tables.read(tmp_path / "a.csv")] == ["as shipped", "average: none", "seed 2", "attention"]
+        for name in ("seed 2", "average: none", "the recipe", "attention", "seed 2"): ablations.add(tmp_path / "a.csv", [dict(row=name, steps=3, n=4)])
+        assert [r["row"] for r in tables.read(tmp_path / "a.csv")] == ["the recipe", "average: none", "seed 2", "attention"]
 
 
 @pytest.fixture
@@ -118,11 +118,23 @@ class TestQuality:
         quality.drawn(pipe, row, 0, labels)
         assert len(asked) == 6 and len(list((tmp_path / "runs" / "drawn").iterdir())) == 5
 
-    def test_the_report_tells_the_most_pictures_and_seeds_of_a_setting(self, quality, capsys):
-        def row(kid, n, seeds, w="2.0", calls="20", sampler="dpmpp_2m"): return dict(weights="latent", size="64", sampler=sampler, calls=calls, w=w, n=str(n), seeds=seeds) | {"KID-Lite0": str(kid)}
-        held = dict(weights="held", size="64", sampler="", calls="", w="", n="841", seeds="") | {"KID-Lite0": "0"}
-        quality.report([held, row(.2, 1020, "0 1 2"), row(.1, 1020, "0"), row(.3, 841, "0 1 2"), row(.4, 841, "0", "3.0"), row(.5, 1020, "0", "2.0", "5", "ddpm")], keep=False)
-        defaults, known, guidance, samplers = capsys.readouterr().out.split("\n\n")[1:]
-        assert [line.split(" | ")[5] for line in defaults.splitlines()[2:]] == ["0.0000", "0.4000"] and known.count("\n") == 1
-        assert [line.split(" | ")[4] for line in guidance.splitlines()[2:]] == ["0.2000", "0.4000"]
-        assert [line.split(" | ")[5] for line in samplers.splitlines()[2:]] == ["0.5000", "0.2000"]
+    def test_photographs_as_they_are_have_no_figure_behind_a_decoder(self, quality):
+        "Also where the floor of a model of latents was measured first."
+        court = object.__new__(quality.Court)
+        court.held, court.size, court.space = range(5), 64, SimpleNamespace(about=None)
+        court.evaluation = SimpleNamespace(floor=lambda n: {"KID-Lite0": (1., .1), "KID-Lite0 behind": (0., .1)})
+        row, = court.floors(9, set())
+        assert row["KID-Lite0"] == "1.00000" and "KID-Lite0 behind" not in row and row["n"] == 5
+
+    def test_the_report_tells_all_at_the_number_of_the_floor_and_the_most_seeds(self, quality, capsys):
+        def row(kid, n, seeds, w="2.0", calls="20", sampler="dpmpp_2m"):
+            return dict(weights="latent", size="64", sampler=sampler, calls=calls, w=w, n=str(n), seeds=seeds) | {"KID-Lite0": str(kid), "precision": ".3", "recall": ".02", "class": ".6"}
+        floors = [dict(weights=name, size="64", sampler="", calls="", w="", n="841", seeds="") | {"KID-Lite0": kid, "precision": ".7", "recall": ".8", "class": ".9"} for name, kid in (("held", "0"), ("vae24 of held", ".07"))]
+        quality.report([*floors, row(.2, 1020, "0 1 2"), row(.1, 841, "0"), row(.3, 841, "0 1 2"), row(.4, 841, "0", "3.0"), row(.45, 7348, "0", "3.0"), row(.5, 841, "0", "2.0", "5", "ddpm")],
+                       [dict(weights="latent", told="", n="841", learned=".3", learned_error=".01", unseen=".4", unseen_error=".02")], keep=False)
+        short, defaults, denoising, guidance, samplers = (table.splitlines()[2:] for table in capsys.readouterr().out.split("\n\n"))
+        assert short == ["| latent | 64 | 0.30 (0.70; 0.70) | 0.02 (0.80; 0.80) | 0.60 (0.90; 0.90) | 0.400 (0.000; 0.070) |"]
+        assert [line.split(" | ")[5] for line in defaults] == ["0.0000", "0.0700", "0.4000", "0.4500"]
+        assert denoising == ["| latent | nothing | 841 | 0.3000 ± 0.0100 | 0.4000 ± 0.0200 |"]
+        assert [line.split(" | ")[4] for line in guidance] == ["0.0000", "0.0700", "0.3000", "0.4000"]
+        assert [line.split(" | ")[5] for line in samplers] == ["0.0000", "0.0700", "0.5000", "0.3000"]

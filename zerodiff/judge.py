@@ -120,7 +120,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, l2: float = .003, 
     weight = weight.detach() / std
     return weight, bias.detach() - weight @ mean
 
-# %% ../nbs/05b_judge.ipynb #78702867
+# %% ../nbs/05b_judge.ipynb #b1107a32
 def agreement(probabilities: Tensor, labels: Tensor) -> dict:
     """How often the labels (B,) are the likeliest class or among the five likeliest of (B, C), with binomial standard errors.
 
@@ -129,7 +129,7 @@ def agreement(probabilities: Tensor, labels: Tensor) -> dict:
     n, classes = probabilities.shape if probabilities.ndim == 2 else (0, 0)
     if n == 0 or labels.shape != (n,): raise ValueError(f"labels: got {tuple(labels.shape)} for probabilities {tuple(probabilities.shape)}, expected (B,) and (B, C)")
     if labels.min() < 0 or labels.max() >= classes: raise ValueError(f"labels: got {int(labels.min())}..{int(labels.max())}, expected 0..{classes - 1}")
-    hit = probabilities.topk(min(5, classes), 1).indices == labels[:, None].to(probabilities.device)
+    hit = probabilities.cpu().topk(min(5, classes), 1).indices == labels[:, None].cpu()                  # float64, which follows, is not for every device
     top1, top5 = hit[:, 0].double().mean().item(), hit.any(1).double().mean().item()
     se = lambda p: (p * (1 - p) / n) ** .5
     return dict(n=n, top1=top1, top1_se=se(top1), top5=top5, top5_se=se(top5), chance1=1 / classes, chance5=min(5, classes) / classes)
@@ -221,8 +221,9 @@ def read_judge(path=None) -> tuple[Tensor, Tensor, dict]:
     try:
         with safe_open(path, "pt") as f: about, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
         weight, bias, info = tensors["weight"], tensors["bias"], json.loads(about["judge"])
-        made_for = info["features"]
-    except (SafetensorError, KeyError, json.JSONDecodeError) as e:
+        made_for = str(info["features"])
+        if not {"names", "size", "scores"} <= info.keys() or weight.shape != (len(info["names"]), 1280) or bias.shape != weight.shape[:1]: raise ValueError("its parts do not fit")
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(f"path: {path} is not a judge's weights file, or is cut off ({e})") from None
     if made_for != LITE0: raise ValueError(f"path: {path} was made for other features ({made_for[:8]}...) than these ({LITE0[:8]}...)")
     return weight, bias, info
@@ -276,7 +277,7 @@ def view_features(network: Lite0, pictures: Pictures, side: int, size: int, mirr
     out, coin = [], torch.rand(len(pictures), generator=mirror) < .5 if mirror else torch.zeros(len(pictures), dtype=torch.bool)
     batches = zip(pictures.images.split(64), coin.split(64))
     for images, heads in tqdm(batches, total=-(-len(pictures) // 64), desc=f"{len(pictures)} pictures at {side} px", disable=None):
-        x = to_float(shrink(images, side))
+        x, heads = to_float(shrink(images, side)), heads.to(images.device)
         out.append(picture_features(network, torch.where(heads[:, None, None, None], x.flip(-1), x), size))
     return torch.cat(out).cpu()
 
@@ -299,6 +300,7 @@ def train_judge(path, fit: Pictures, held: Pictures, size: int = 224, sides=(32,
     `info`: JSON values for the header. Errors: ValueError where a picture is in both sets, or the sets have different classes.
     """
     check_apart(fit, held)
+    if not Path(path).parent.is_dir(): raise FileNotFoundError(f"path: there is no folder {Path(path).parent}")
     network = network or load_lite0()
     coin = torch.Generator().manual_seed(0)
     views = torch.stack([view_features(network, fit, s, size, coin) for s in sides])      # (sides, N, 1280)
