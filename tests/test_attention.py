@@ -224,6 +224,12 @@ def test_vit_maps_are_those_of_its_layers():
     assert torch.allclose(maps.sum(-1), torch.ones(1), atol=1e-5)
 
 
+def test_whole_networks_in_bfloat16():
+    x, t = torch.randn(2, 3, 16, 16).bfloat16(), torch.tensor([3, 900])
+    assert ViT(5, channels=32, depth=1).bfloat16()(x).dtype == torch.bfloat16
+    assert DiT(32, 1, 2).bfloat16()(x, t).dtype == torch.bfloat16
+
+
 def test_vit_takes_any_size_that_its_patches_divide():
     net = ViT(5, channels=32, depth=1)
     assert net(torch.randn(1, 3, 20, 8)).shape == (1, 5)

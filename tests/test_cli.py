@@ -279,6 +279,22 @@ def test_train_kill_resume_sample(tmp_path, capsys):
     assert sample(str(run / "checkpoint.safetensors"), tmp_path / "x.png", "--class", "kind 1") == 0
 
 
+def test_a_run_in_a_folder_with_a_dot_goes_on(tmp_path, capsys):
+    run = tmp_path / "v1.5"
+    run.mkdir()
+    train = ["train", "--data", "garden", *SMALL]
+    assert main([*train, "--out", str(run), "--steps", "2"]) == 0
+    assert main([*train, "--resume", str(run), "--steps", "3", "--precision", "bf16", "--lr", "0.5"]) == 0
+    about = header(run / "checkpoint.safetensors")["info"]
+    assert about["progress"]["step"] == 3 and about["recipe"]["precision"] == "bf16" and about["recipe"]["lr"] == .001
+    assert "lr: a run that goes on keeps its 0.001" in capsys.readouterr().err
+    (run / "checkpoint.safetensors").rename(run / "early.safetensors")
+    assert main([*train, "--resume", str(run / "early.safetensors"), "--steps", "4"]) == 0
+    later = (run / "checkpoint.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "would write over" in refused(capsys, *train, "--resume", run / "early.safetensors", "--steps", 5) and (run / "checkpoint.safetensors").read_bytes() == later
+
+
 def test_train_refuses(tmp_path, capsys, weights):
     run = tmp_path / "run"
     train = ["train", *SMALL, "--out", run]
@@ -438,6 +454,9 @@ def test_the_command_in_a_file_holds_no_folders(vae, tmp_path, monkeypatch):
     assert main(["train", "--data", "garden", *SMALL, "--latent", vae, "--out", str(tmp_path / "run"), "--steps", "1"]) == 0
     command = header(tmp_path / "run" / "checkpoint.safetensors")["info"]["command"]
     assert command.startswith("zerodiff train --data garden --size 16") and "--latent tiny.safetensors" in command and "/" not in command
+    assert main(["train", "--data=garden", *SMALL, f"--latent={vae}", f"--out={tmp_path / 'again'}", "--steps=1"]) == 0
+    command = header(tmp_path / "again" / "checkpoint.safetensors")["info"]["command"]
+    assert "--latent=tiny.safetensors --out=again --steps=1" in command and "/" not in command
 
 
 def test_train_on_latents_refuses(vae, tmp_path, capsys, monkeypatch):
@@ -477,7 +496,7 @@ def test_evaluate_weights(weights, cheap, tmp_path, capsys):
     assert main(asked) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("12 samples", "12 held", "FID-squint", "KID-squint", "precision", "nearer", "copied", "weights: tiny.safetensors", "data: garden", "seeds: 0 1",
-                                         "steps: 2", "scale: 2.0", "sampler: dpmpp_2m", "16x16 pixels", "4096 pictures", "over 2 seeds", "denoising error: "))
+                                         "steps: 2", "scale: 2.0", "sampler: dpmpp_2m", "16x16 pixels", "4096 pictures", "over 2 seeds", "denoising error: ", "denoising error, told the class: "))
     assert (tmp_path / "report.md").read_text() == told
     assert main(asked) == 0 and capsys.readouterr().out == told        # from kept features: the same
 
@@ -510,6 +529,37 @@ def test_evaluate_refuses(weights, cheap, tmp_path, capsys, options, says):
     known = [] if "--folder" in options or "--weights" in options else ["--weights", weights]
     data = ["--data", "garden"] if "--folder" in options else []
     assert says in refused(capsys, "evaluate", *known, *data, *options, "--features", tmp_path / "kept")
+
+
+def test_evaluate_asks_where_a_folder_is_of_which_weights_know_the_name(weights, cheap, tmp_path, capsys, monkeypatch):
+    "A folder of that name in the working directory may be another."
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.safetensors"
+    save_weights(mine, new_denoiser(garden(4, 16), channels=8, multipliers=(1, 2), data="train"))
+    album(tmp_path / "train", garden(6, 16))
+    assert "data: these weights learned from a folder called 'train'; give its place by --data" in refused(capsys, "evaluate", "--weights", mine, "-n", 6)
+
+
+def test_evaluate_draws_nothing_if_it_could_not_judge(weights, cheap, tmp_path, capsys, monkeypatch):
+    "What can fail comes before the minutes of drawing."
+    from zerodiff import metrics
+    from zerodiff.pipeline import Pipeline
+    drawn = []
+    monkeypatch.setattr(Pipeline, "draw", lambda *args, **options: drawn.append(args))
+    def missing(device): raise ImportError("install the extra `metrics`")
+    monkeypatch.setattr(metrics, "extractors", dict(lite0=missing))
+    ask = ["evaluate", "--weights", weights, "-n", 6, "--features", tmp_path / "kept"]
+    assert "install the extra" in refused(capsys, *ask)
+    assert "is a folder, expected a file" in refused(capsys, *ask, "--out", tmp_path) and not drawn
+
+
+@pytest.mark.filterwarnings("ignore:.*only")
+def test_evaluate_tells_held_pictures_no_classes_of_others(weights, cheap, tmp_path, capsys):
+    "Classes of a folder are its own: the first of them is not the model's first."
+    held = album(tmp_path / "held", garden(12, 16, seed=1))
+    assert main(["evaluate", "--weights", weights, "-n", "6", "--steps", "1", "--held", held, "--features", str(tmp_path / "kept")]) == 0
+    told = capsys.readouterr().out
+    assert "denoising error: " in told and "told the class" not in told
 
 
 def test_evaluate_takes_weights_or_a_folder(weights, cheap, tmp_path, capsys):

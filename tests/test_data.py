@@ -1,5 +1,5 @@
 """Chapter 00: pictures handed over right, from three sources, and what may be wrong with them."""
-import errno, os, subprocess, sys, warnings
+import contextlib, errno, os, subprocess, sys, time, warnings
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,6 +42,7 @@ def test_bytes_and_floats_are_inverse():
 def test_wrong_types_for_conversion_are_refused():
     with pytest.raises(TypeError, match="float32, expected torch.uint8"): to_float(torch.zeros(3))
     with pytest.raises(ValueError, match="NaN"): to_uint8(torch.tensor([0., float("nan")]))
+    with pytest.raises(TypeError, match="torch.uint8, expected floats"): to_uint8(torch.tensor([0, 255], dtype=torch.uint8))
 
 
 def test_to_uint8_leaves_its_argument_alone():
@@ -190,6 +191,24 @@ def test_exif_rotation_is_honoured(orientation, back, tmp_path):
     assert torch.equal(read_picture(tmp_path / "a.png", 32)[0], resize_and_crop(im, 32))
 
 
+def test_broken_exif_loses_no_picture(tmp_path):
+    "PIL stumbles over it in several ways; the pixels are fine, and the orientation, if it can be read, holds."
+    im = flower(7)
+    im.save(tmp_path / "short.png", exif=b"Exif\0\0II*\0")
+    assert torch.equal(read_picture(tmp_path / "short.png", 32)[0], resize_and_crop(im, 32))
+    odd = Image.Exif()
+    odd[0x0112], odd[0x011A] = 3, "72"                            # the resolution as text
+    with contextlib.suppress(Exception):                         # PIL may refuse to write it
+        im.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "odd.png", exif=odd)
+        assert torch.equal(read_picture(tmp_path / "odd.png", 32)[0], resize_and_crop(im, 32))
+
+
+def test_drawings_start_no_other_program(tmp_path):
+    flower(7).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="made of pixels"): read_picture(tmp_path / "a.jpg", 32)
+
+
 def test_exif_rotation_of_a_jpeg(tmp_path):
     im = flower(7, size=256)
     stored = im.transpose(Image.Transpose.ROTATE_90)
@@ -280,6 +299,19 @@ def test_a_flat_folder_has_no_classes(folder):
 def test_small_pictures_are_enlarged_with_a_word(folder):
     ds, text = said(image_folder, str(folder), 64)
     assert ds.images.shape[-1] == 64 and "7 of 7 are smaller than 64 pixels and were enlarged" in text[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*only")
+def test_class_folders_may_be_links(tmp_path):
+    far, near = tmp_path / "far", tmp_path / "near"
+    for place in (far / "rose", near / "daisy"):
+        place.mkdir(parents=True)
+        flower().save(place / "a.png")
+    try: (near / "rose").symlink_to(far / "rose", target_is_directory=True)
+    except OSError: pytest.skip("no links here")
+    (far / "rose" / "again").symlink_to(near, target_is_directory=True)            # round and round
+    found = image_folder(near, 16)
+    assert found.classes == ["daisy", "rose"] and len(found) == 2
 
 
 def test_unreadable_files_are_skipped_with_one_warning(folder):
@@ -428,6 +460,13 @@ def test_replacing_leaves_the_old_file_on_failure(old, error):
             tmp.write_text("half")
             raise error
     assert untouched(old)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_replacing_puts_no_file_in_the_place_of_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a device or a pipe"), D.replacing(tmp_path / "pipe"): pass
+    assert not (tmp_path / "pipe").is_file() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_replacing_with_nothing_written(old):
@@ -615,6 +654,30 @@ def test_enlarging_small_copies_is_said(small):
     _, text = said(flowers102, small, "all", 64)
     assert len(text) == 1 and "40 pixels high" in text[0]
     assert not said(flowers102, small, "all", 32)[1]
+
+
+def test_of_two_processes_one_downloads(tmp_path, monkeypatch):
+    "The other waits, and finds it all there."
+    import threading
+    from torchvision.datasets import Flowers102
+    there, calls, inside = [], [], []
+    def check(self): return bool(there)
+    def download(self):
+        if check(self): return
+        calls.append(1); inside.append(1)
+        assert len(inside) == 1
+        time.sleep(.3)
+        there.append(1); inside.pop()
+    monkeypatch.setattr(Flowers102, "_check_integrity", check)
+    monkeypatch.setattr(Flowers102, "download", download)
+    def init(self, root, split, download):
+        if download: self.download()
+        if not check(self): raise RuntimeError("Dataset not found")
+    monkeypatch.setattr(Flowers102, "__init__", init)
+    threads = [threading.Thread(target=D._open_flowers, args=(tmp_path / "new", True)) for _ in range(3)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(calls) == 1 and there
 
 
 def test_flowers102_says_what_to_do_when_there_are_none(tmp_path, monkeypatch):

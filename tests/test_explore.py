@@ -89,6 +89,15 @@ def test_a_page_without_widgets_gets_a_picture(panel):
     assert bundle["image/png"][:4] == b"\x89PNG" and "application/vnd.jupyter.widget-view+json" in bundle
 
 
+def test_a_first_answer_that_fails_is_an_error(pipe):
+    "There is no picture yet that could stay."
+    with pytest.raises(ValueError, match="n: got 0"): explore(pipe, n=0)
+
+
+def test_more_steps_than_usual_are_taken(pipe):
+    assert explore(pipe, n=1, steps=44).knobs["steps"].value == 44
+
+
 def test_weights_without_classes_are_refused():
     bare = Pipeline(new_denoiser(Pictures(garden(4, 16).images), channels=8, multipliers=(1, 2)))
     with pytest.raises(ValueError, match="no classes"): explore(bare)

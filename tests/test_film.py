@@ -172,7 +172,11 @@ def test_sprites_that_will_not_do(tmp_path):
     assert not list(tmp_path.iterdir())
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.webp")
     (tmp_path / "text.webp").write_text("no picture")
-    for name in "foreign", "text":
+    exif = Image.Exif()
+    for name, about in dict(script=dict(columns=1, size=['1px"><img src=x onerror=alert(1)>', 1], labels=["a"]), list=[1], empty=dict(columns=1, size=[4, 4], labels=[]), zero=dict(columns=0, size=[4, 4], labels=["a"])).items():
+        exif[0x010E] = json.dumps(about)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.webp", exif=exif)
+    for name in "foreign", "text", "script", "list", "empty", "zero":
         with pytest.raises(ValueError, match="not written by save_sprite"): slide(tmp_path / f"{name}.webp")
     with pytest.raises(FileNotFoundError): slide(tmp_path / "none.webp")
 
@@ -191,6 +195,21 @@ def test_sheets_are_about_square(n, shape):
     c = near_square(n, shape)
     rows = -(-n // c)
     assert 1 <= c <= n and 1 / 3 < c * shape / rows <= 3 and rows * c - n < rows       # no column is empty
+
+
+def test_a_sheet_of_very_tall_frames_has_columns_too():
+    assert near_square(1, .0625) == 1 and near_square(2, .05) in (1, 2)
+
+
+def test_a_gif_keeps_time(tmp_path):
+    "Its clock ticks in hundredths of a second: twelve frames a second are not twelve and a half."
+    save_film(film(25), tmp_path / "x.gif", fps=12, hold=0)
+    with Image.open(tmp_path / "x.gif") as gif:
+        times = []
+        for i in range(gif.n_frames): gif.seek(i); times.append(gif.info["duration"])
+    assert sum(times) == 2080 and set(times) == {80, 90}
+    for wrong in (dict(fps=60), dict(hold=700)):
+        with pytest.raises(ValueError, match="in a GIF"): save_film(film(2), tmp_path / "y.gif", **wrong)
 
 
 def test_play_links_to_the_film(tmp_path, monkeypatch):

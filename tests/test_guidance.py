@@ -429,6 +429,33 @@ def test_cfg_plus_plus(lam):
     with pytest.raises(ValueError, match="cond: got conditions for 3"): guide_plus(d, c)(x[:2], t[:2])
 
 
+def test_cfg_plus_plus_is_for_ddim():
+    "The other samplers read x0 alone, or mix the two, and would silently make something else of it."
+    d = Denoiser(conditional(), schedule).float()
+    for name in samplers:
+        if name == "ddim": assert sample(guide_plus(d, torch.arange(2)), (2, 3, 8, 8), schedule, 2, name).isfinite().all()
+        else:
+            with pytest.raises(ValueError, match=f"sampler: got {name}, expected ddim"): sample(guide_plus(d, torch.arange(2)), (2, 3, 8, 8), schedule, 2, name)
+
+
+def test_labels_are_conditions_for_networks_that_take_more():
+    from zerodiff.text import ClassOrVector
+    d, (x, t, c) = Denoiser(shaken(ClassOrVector(UNet(16, (1,), cond_dim=8), 5, 4)).float(), schedule), inputs(3)
+    x = x.float()
+    for make in (guide, guide_plus):
+        assert torch.equal(make(d, c, scale=2.)(x, t).x0, make(d, d.network.condition(c), scale=2.)(x, t).x0)
+
+
+def test_conditions_go_where_the_pictures_are():
+    "Tried on the device without memory, which is always another one."
+    class Picky(nn.Module):
+        def forward(self, x, t, cond):
+            assert x.device == t.device == cond.device
+            return x
+    x, t, c = inputs(3)
+    assert Denoiser(Picky(), schedule).raw(x.to("meta"), t, c).shape == x.shape
+
+
 @pytest.mark.parametrize("steps", [5, 20])
 def test_cfg_plus_plus_is_guidance_with_a_weight_for_each_step(steps):
     "Under DDIM without clipping: w = lambda / (1 - e^-h), h the step's rise of log(alpha / sigma)."

@@ -176,6 +176,14 @@ def test_a_header_cannot_send_us_to_other_folders(name, tmp_path):
     assert beside(denoiser, folder).info["latent"]["weights"] == str(folder / "vae.safetensors")
 
 
+@pytest.mark.parametrize("name", ["/somewhere/vae.safetensors", "../vae.safetensors", r"\\\\host\\share\\vae.safetensors", r"C:\\vae.safetensors"])
+def test_a_model_from_elsewhere_names_no_file_outside_its_folder(name, tmp_path, pixels):
+    given = pixels.save_pretrained(tmp_path / "given")
+    denoiser = new_denoiser(GARDEN, channels=8, multipliers=(1, 2))
+    save_weights(given / MODEL, denoiser, latent=dict(weights=name, digest="", shift=[], scale=[]))
+    with pytest.raises(WeightsError, match="expected one beside it"): Pipeline.from_pretrained(given)
+
+
 @pytest.mark.parametrize("what", ["nothing", "another program's", "a pickle", "a VAE", "half"])
 def test_a_foreign_folder_says_what_came_and_what_was_expected(what, tmp_path, pixels):
     folder = tmp_path / "foreign"

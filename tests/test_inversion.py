@@ -275,6 +275,16 @@ def test_parity_with_diffusers(kind, make, steps):
         x = step.x
 
 
+@pytest.mark.parametrize("options, up, down, order", [(dict(at="source"), ddim_invert, ddim, 1), (dict(refine=3), ddim_invert, ddim, 2), ({}, heun_invert, heun, 2)], ids=["source", "refined", "heun"])
+def test_inversion_goes_back_over_a_switch(options, up, down, order):
+    "Where the way down changed its denoiser, the old one had been asked; the way up has to ask it too."
+    def off(N):
+        both = switch(exact(0), exact(1), step_to_t(N // 2, N, 1000))
+        points = end(down(both, noise(), schedule, N))
+        return rms(end(down(both, end(up(both, points, schedule, N, **options)), schedule, N)), points)
+    assert off(160) < off(40) / 4 ** order * 1.6
+
+
 # ---------------------------------------------------------------- switching is inverting
 
 @pytest.mark.parametrize("w", [1, 6])
@@ -436,6 +446,11 @@ def test_slerp_one_f_for_each():
 def test_slerp_of_parallel_noises():
     a = torch.randn(2, 3, 4, 4, generator=dice())
     assert torch.allclose(slerp(a, a, .3), a, atol=1e-6) and torch.allclose(slerp(a, 2 * a, .5), 1.5 * a, atol=1e-5)
+
+
+def test_slerp_refuses_opposite_ends():
+    a = torch.randn(2, 3, 4, 4, generator=dice())
+    with pytest.raises(ValueError, match="b: points away from a"): slerp(a, -a, .25)
 
 
 def test_slerp_refuses_other_shapes():

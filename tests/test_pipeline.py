@@ -213,6 +213,9 @@ def test_photos_that_are_not_there_or_out_of_range(tmp_path):
 
 def test_find_class_prefers_the_exact_name():
     assert find_class("rose", ["desert-rose", "rose"]) == 1
+    numbers = ["1", "10", "2"]                                    # folders that are called by numbers: the name goes before the place
+    assert find_class("10", numbers) == 1 and find_class("2", numbers) == 2 and find_class(2, numbers) == 2 and find_class("0", numbers) == 0
+    with pytest.raises(ValueError, match="class: got"): find_class("²", ["rose", "lily"])
     for wrong in ("", "tulip", "5", "-1"):
         with pytest.raises(ValueError, match="class: got"): find_class(wrong, ["rose", "lily"])
     assert open_data("garden", 16).images.shape == (4096, 3, 16, 16)

@@ -234,7 +234,7 @@ def test_files_that_are_none_of_ours(tmp_path):
     with pytest.raises(FileNotFoundError, match="weights: no file at .*a.onnx"): load_onnx(file)
     file.write_bytes(tiny_model(w=torch.zeros(4)).SerializeToString())
     with pytest.raises(WeightsError, match="is an ONNX file, but was not written by zerodiff"): load_onnx(file)
-    for text, says in (("{", "cannot be read"), ('{"format": 2}', "has format 2, this version reads 1"), ('{"format": 1}', "cannot be read .*network")):
+    for text, says in (('{"format": 1, "network": 7, "schedule": {}, "predicts": "v", "clip": null, "info": {}}', "cannot be built"), ('{"format": 1, "network": 7, "schedule": {}, "predicts": "v", "clip": null, "info": []}', "info is not a dict"), ("{", "cannot be read"), ('{"format": 2}', "has format 2, this version reads 1"), ('{"format": 1}', "cannot be read .*network")):
         file.write_bytes(labelled(tiny_model(w=torch.zeros(4)), text).SerializeToString())
         with pytest.raises(WeightsError, match=says): load_onnx(file)
     file.write_bytes(file.read_bytes()[:60])
@@ -248,7 +248,8 @@ def test_files_that_are_none_of_ours(tmp_path):
     ("flowers", dict(cond=torch.tensor([-1, 0])), "labels: got -1..0, expected 0..101, or 102 for no class"),
     ("flowers", dict(cond=torch.tensor([0, 103])), "labels: got 0..103"), ("flowers", dict(cond=torch.tensor([0])), "cond: got 1 conditions for 2 pictures"),
     ("flowers", dict(x=torch.zeros(2, 3, 18, 16)), "multiples of 8"), ("flowers", dict(x=torch.zeros(2, 4, 16, 16)), r"expected \(B, 3, H, W\)"),
-    ("vector", dict(cond=None), "cond: got None, expected a vector for each picture")])
+    ("vector", dict(cond=None), "cond: got None, expected a vector for each picture"),
+    ("words", dict(cond=torch.zeros(2, 4)), r"cond: got shape \(2, 4\), expected \(2, 5\)"), ("words", dict(cond=torch.tensor([9, 0])), "cond: got classes 0..9, expected 0..2, or -1 for none")])
 def test_inputs_that_do_not_fit(name, change, says, files):
     x, t, cond = inputs(name, 2, 16, 16)
     with pytest.raises(ValueError, match=says): OnnxNetwork(files[name])(**dict(x=x, t=t, cond=cond) | change)

@@ -189,6 +189,12 @@ def test_at_shapes_dtype_and_clean_end():
     one_by_one = torch.cat([s.add_noise(x[i:i + 1], int(t[i]), eps[i:i + 1]) for i in range(4)])
     assert torch.equal(s.add_noise(x, t, eps), one_by_one)                   # every picture gets its own t
 
+def test_steps_of_any_integer_type():
+    "Bytes are no mask."
+    s, t = cosine_schedule(10), torch.tensor([0, 9, 3])
+    for dtype in (torch.uint8, torch.int32): assert torch.equal(s.snr(t.to(dtype)), s.snr(t))
+
+
 def test_snr():
     s, t = cosine_schedule(), torch.arange(1000).reshape(10, 100)
     assert s.snr(t).shape == (10, 100) and s.snr(t).dtype == torch.float64
@@ -236,6 +242,8 @@ x = torch.zeros(2, 3)
     (lambda: NoiseSchedule(torch.tensor([1.5, .5])), ValueError, r"alpha_bar: got 0\.5\.\.1\.5"),
     (lambda: NoiseSchedule(torch.tensor([.9, float("nan")])), ValueError, "alpha_bar: got nan"),
     (lambda: NoiseSchedule(torch.tensor([.5, .5])), ValueError, "alpha_bar: got values that do not fall"),
+    (lambda: NoiseSchedule(torch.linspace(1, 0, 10)), ValueError, "some noise at the first step"),
+    (lambda: cosine_schedule(10).add_noise(torch.zeros(2, 3, dtype=torch.uint8), 1, x), TypeError, "x: got torch.uint8, expected floats"),
     (lambda: cosine_schedule(10).add_noise(x, 10, x), ValueError, r"t: got 10\.\.10, expected steps within -1\.\.9"),
     (lambda: cosine_schedule(10).add_noise(x, torch.tensor([-2, 3]), x), ValueError, r"t: got -2\.\.3"),
     (lambda: cosine_schedule(10).add_noise(x, torch.tensor([.5, .1]), x), TypeError, "t: got torch.float32, expected integer"),

@@ -74,6 +74,12 @@ def test_hidden_conditions_are_drawn_for_each_sample_and_again_from_the_same_see
     assert torch.allclose(once[shown, :4].norm(dim=1), torch.ones(int(shown.sum())), atol=1e-5)
 
 
+def test_a_vector_that_is_not_there_does_not_come_from_the_noise():
+    net = small()
+    for cond in (torch.arange(300) % 3, net.condition(torch.arange(300) % 3)):      # labels alone, as a data set has them, and as a condition
+        assert not net.drop(cond, torch.Generator().manual_seed(0))[:, :4].any()
+
+
 def test_without_noise_the_vectors_stay_as_they_are():
     net = ClassOrVector(UNet(8, (1,), cond_dim=8), 3, 4, drop=0., noise=0.)
     cond = net.condition(torch.zeros(50, dtype=torch.long), torch.randn(50, 4))

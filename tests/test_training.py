@@ -349,7 +349,14 @@ class TestFiles:
         (lambda h: h["network"]["args"].update(channels=16), "does not fit its own header"),
         (lambda h: h["network"]["args"].update(multipliers=[1]), "does not fit its own header"),
         (lambda h: h["schedule"].update(name="spiral"), "cannot be built"),
-        (lambda h: h.update(network=7), "cannot be built"),
+        (lambda h: h.update(network=7), "says 'network' in a way"),
+        (lambda h: h["network"].pop("args"), "says 'network' in a way"),
+        (lambda h: h.update(schedule={}), "says 'schedule' in a way"),
+        (lambda h: h["schedule"].update(T=10**9), "says 'T' in a way"),
+        (lambda h: h["schedule"].update(T="many"), "says 'T' in a way"),
+        (lambda h: h["info"].update(classes=[1, 2]), "says 'classes' in a way"),
+        (lambda h: h["info"].update(latent="vae24"), "says 'latent' in a way"),
+        (lambda h: h["info"].update(progress=[]), "says 'progress' in a way"),
         (lambda h: h.update(predicts="noise"), "cannot be built")])
     def test_headers_that_lie(self, tmp_path, change, says):
         path, d = tmp_path / "w.safetensors", denoiser()
@@ -358,6 +365,16 @@ class TestFiles:
         save_file({f"network.{k}": v.contiguous() for k, v in d.network.state_dict().items()}, path, metadata={"zerodiff": json.dumps(head)})
         with pytest.raises(WeightsError, match=says) as caught: load(path)
         assert str(path) in str(caught.value)
+
+    @pytest.mark.parametrize("change", [dict(channels=10**6), dict(multipliers=[1, 10**6]), dict(blocks=10**7)])
+    def test_a_small_file_cannot_ask_for_a_large_network(self, tmp_path, change):
+        "Laid out without memory, and no further than the file has tensors: else this would take terabytes, or hours."
+        path, d = tmp_path / "w.safetensors", denoiser()
+        head = json.loads(training.describe(d, {}))
+        head["network"]["args"].update(change)
+        save_file({f"network.{k}": v.contiguous() for k, v in d.network.state_dict().items()}, path, metadata={"zerodiff": json.dumps(head)})
+        with pytest.raises(WeightsError, match="does not fit its own header|more tensors than the file has"): load(path)
+        assert nn.Linear(2, 2).weight.device.type == "cpu"        # what was set meanwhile is set no more
 
     def test_header_that_is_no_json(self, tmp_path):
         for text in ("{", "[]", "null", '"text"'):
@@ -465,3 +482,25 @@ def test_two_processes_equal_one(tmp_path):
     assert [h[2] for h in one] == pytest.approx([h[2] for h in two], rel=1e-4)
     a, b = (load(tmp_path / n / "checkpoint.safetensors").network.state_dict() for n in ("one", "two"))
     assert max((a[k] - b[k]).abs().max() for k in a) < 1e-4
+
+
+class TestPlaces:
+    def test_emulated_bfloat16_is_not_fast(self, monkeypatch):
+        "Older GPUs compute in bfloat16 by way of float32; PyTorch calls that supported unless it is asked not to."
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        assert training.pick_precision("cuda") == torch.float32
+
+    @pytest.mark.parametrize("rank, device", [(None, "cuda"), ("0", "cuda:0"), ("3", "cuda:3"), ("5", "cuda:1")])
+    def test_each_process_of_a_machine_has_its_own_gpu(self, monkeypatch, rank, device):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        if rank: monkeypatch.setenv("LOCAL_RANK", rank)
+        assert training.pick_device() == torch.device(device) and training.pick_device("cpu") == torch.device("cpu")
+
+    def test_a_folder_does_not_hide_shipped_weights(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "flowers").mkdir()
+        assert training.weights_path("flowers") == shipped("flowers")
+        (tmp_path / "mine").write_bytes(b"")
+        assert training.weights_path("mine") == Path("mine")

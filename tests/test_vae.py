@@ -474,3 +474,15 @@ def test_bad_values_are_not_written(tmp_path):
         with torch.no_grad(): net.decoder[0].bias[0] = bad
         with pytest.raises(ValueError, match=f"decoder.0.bias .*{says}"): save_network(path, net)
     assert not path.exists()
+
+
+def test_a_trainer_leaves_the_network_that_compares_where_it_is():
+    "It works on a copy: on a GPU the caller's own would move there."
+    mine = eyes()
+    run = VAETrainer(small(), GARDEN, steps=1, batch=8, precision="fp32", device="cpu", network=mine, weight=.1)
+    assert run.loss.keywords["network"] is not mine
+
+
+def test_draws_with_dice_from_another_device():
+    far = Gaussian(torch.zeros(2, 3, device="meta"), torch.zeros(2, 3, device="meta"))
+    assert far.sample(torch.Generator().manual_seed(0)).shape == (2, 3)

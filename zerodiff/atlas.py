@@ -25,7 +25,7 @@ from .film import address, near_square
 def neighbours(x: Tensor, k: int = 10) -> Tensor:
     "The k rows of x (N, D) nearest to each row, itself left out: (N, k), nearest first. Errors: ValueError unless 1 <= k < N."
     if x.ndim != 2 or not 1 <= k < len(x): raise ValueError(f"k: got {k} for x of shape {tuple(x.shape)}, expected (N, D) and 1 <= k < N")
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     parts = [torch.cdist(x[i], x).masked_fill_(rows == i[:, None], torch.inf) for i in rows.split(1024)]
     return torch.cat([distance.topk(k, largest=False).indices for distance in parts])
 
@@ -64,7 +64,7 @@ def tsne(x: Tensor, perplexity: float = 30., seed: int = 0) -> Tensor:
     "Places (N, 2) at which near rows of x (N, D) stay near: scikit-learn's t-SNE (van der Maaten and Hinton 2008), begun from PCA."
     if not 0 < perplexity < len(x): raise ValueError(f"perplexity: got {perplexity} for {len(x)} vectors, expected more than 0 and fewer than there are vectors")
     TSNE = need("sklearn.manifold", "notebooks").TSNE
-    return torch.from_numpy(TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x.float().numpy()))
+    return torch.from_numpy(TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x.float().cpu().numpy()))
 
 # %% ../nbs/07c_map.ipynb #d8cc9b4a
 def in_square(places: Tensor, *others: Tensor) -> list[Tensor]:
@@ -84,7 +84,7 @@ def scatter(thumbnails: Tensor, places: Tensor, size: int = 24, side: int = 900)
     "One picture (3, side, side) on white: thumbnails (N, 3, s, s) in [-1, 1], made `size` wide, at places (N, 2) in the unit square, y upwards."
     if len(thumbnails) != len(places): raise ValueError(f"places: got {len(places)} for {len(thumbnails)} thumbnails, expected one for each")
     if places.min() < 0 or places.max() > 1: raise ValueError("places: expected them in 0..1, see in_square")
-    sheet, small = torch.ones(3, side, side), F.interpolate(thumbnails, (size, size), mode="bilinear", antialias=True).clamp(-1, 1)
+    sheet, small = torch.ones(3, side, side, device=thumbnails.device), F.interpolate(thumbnails, (size, size), mode="bilinear", antialias=True).clamp(-1, 1)
     corners = (torch.stack((places[:, 0], 1 - places[:, 1]), 1) * (side - size)).round().int().tolist()
     for picture, (x, y) in zip(small, corners): sheet[:, y:y + size, x:x + size] = picture
     return sheet

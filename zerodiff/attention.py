@@ -104,7 +104,7 @@ class ViT(Network):
         "A vector for each patch, before the layers: (B, N, channels)."
         check_sides(x, self.in_channels, self.patch)
         h = self.stem(to_patches(x, self.patch))
-        return h + grid_position(*(s // self.patch for s in x.shape[-2:]), self.channels, x.device) if self.position else h
+        return h + grid_position(*(s // self.patch for s in x.shape[-2:]), self.channels, x.device).to(h.dtype) if self.position else h
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.tokens(x)
@@ -183,7 +183,8 @@ class DiT(Modulated):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         check_sides(x, self.in_channels, self.patch)
         emb, (rows, columns) = self.embed(t, cond), (s // self.patch for s in x.shape[-2:])
-        h = self.stem(to_patches(x, self.patch)) + grid_position(rows, columns, self.channels, x.device)
+        h = self.stem(to_patches(x, self.patch))
+        h = h + grid_position(rows, columns, self.channels, x.device).to(h.dtype)
         for layer in self.layers: h = layer(h, emb)
         shift, scale = self.film(emb)[:, None].chunk(2, -1)
         return from_patches(self.out(torch.addcmul(shift, self.norm(h), 1 + scale)), self.patch, rows)

@@ -6,8 +6,9 @@
 __all__ = ['EXAMPLES', 'CLASSES', 'FILMS', 'parser', 'drawing_options', 'guidance_options', 'subject_options', 'sample_options',
            'sweep_options', 'switch_options', 'restyle_options', 'reconstruct_options', 'evaluate_options',
            'train_options', 'checked_out', 'opened', 'every', 'subject', 'unheard', 'drawing', 'spread', 'write_frames',
-           'grid', 'said', 'sample', 'sweep', 'switch', 'restyle', 'reconstruct', 'spoken', 'to_train_on',
-           'real_pictures', 'wanted', 'evaluate', 'train', 'tool', 'info', 'run', 'main']
+           'grid', 'said', 'sample', 'sweep', 'switch', 'restyle', 'reconstruct', 'spoken', 'typed', 'to_train_on',
+           'learned_from', 'real_pictures', 'wanted', 'denoising_errors', 'evaluate', 'train', 'tool', 'info', 'run',
+           'main']
 
 # %% ../nbs/13b_command_line.ipynb #144e2129
 import argparse, os, shlex, sys
@@ -334,11 +335,18 @@ def reconstruct(args):
     save_image(make_grid(enlarge(torch.cat([x, again, (again - x).clamp(-1, 1)]), args.zoom), 3), out)
     said(out, f"{x.numel()} numbers as {where.numel()}, {vae.ratio:g} to 1, PSNR {psnr(again, x).item():.1f} dB")
 
-# %% ../nbs/13b_command_line.ipynb #828b25be
+# %% ../nbs/13b_command_line.ipynb #b1dbd016
 def spoken(args) -> str:
     "The command as it was typed, for the weights file to say; of paths only the last part, since files travel."
     paths = {str(p) for p in (args.data, args.out, args.resume, args.tensorboard, args.latent) if p}
-    return shlex.join(["zerodiff"] + [Path(w).name if w in paths else w for w in args.words])
+    def short(word):
+        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        return f"{flag}{equals}{Path(value).name}" if value in paths else word
+    return shlex.join(["zerodiff", *map(short, args.words)])
+
+def typed(args, name: str) -> bool:
+    "Whether an option was given, and is not there by default."
+    return any(w.partition("=")[0] == f"--{name}" for w in args.words)
 
 # %% ../nbs/13b_command_line.ipynb #d4071b4c
 def to_train_on(args, checkpoint: Path):
@@ -353,7 +361,13 @@ def to_train_on(args, checkpoint: Path):
     pictures = open_data(args.data, args.size)
     return (pictures, *encoded(pictures, latent, args.device)) if latent else (pictures, pictures, None)
 
-# %% ../nbs/13b_command_line.ipynb #c744763e
+# %% ../nbs/13b_command_line.ipynb #24b679f2
+def learned_from(args, pipe) -> str:
+    "The name or folder of the pictures that a model learned from. A weights file knows only the name of a folder, not where it is."
+    said = pipe and pipe.denoiser.info.get("data")
+    if args.data or said in (None, "flowers102", "garden"): return args.data or said or "flowers102"
+    raise ValueError(f"data: these weights learned from a folder called {str(said)!r}; give its place by --data")
+
 def real_pictures(args, data: str, size: int):
     "The pictures that were learned from, and real ones that were not, or None."
     from zerodiff.data import flowers102, garden, image_folder
@@ -369,55 +383,70 @@ def wanted(pipe, reference, n: int):
     numbers = labels_like(reference, n) if pipe.classes == reference.classes else pipe.numbers(n=n)
     return numbers, pipe.labels(numbers.tolist())
 
-# %% ../nbs/13b_command_line.ipynb #a76f8d78
+def denoising_errors(pipe, learned, held) -> dict[str, str]:
+    "Lines of a report: by how much a model misses pictures that it learned and pictures that it did not, without their class and, if it knows their classes, told it."
+    from zerodiff.metrics import by_heart
+    told = {"denoising error": None}
+    if pipe.classes and pipe.classes == learned.classes == held.classes: told["denoising error, told the class"] = lambda labels: pipe.labels(labels.tolist())
+    return {name: "{} on learned pictures, {} on held ones".format(*by_heart(pipe.denoiser, pipe.space, learned, held, conditions=c)) for name, c in told.items()}
+
+# %% ../nbs/13b_command_line.ipynb #80eb1348
 def evaluate(args):
     "Print the report of chapter 12 about the pictures of weights, or of a folder."
     from zerodiff.data import image_folder, replacing
     from zerodiff.judge import Judge, read_judge
-    from zerodiff.metrics import PROTOCOLS, Evaluation, by_heart, extractors
+    from zerodiff.metrics import PROTOCOLS, Evaluation, extractors
     from zerodiff.pipeline import Pipeline
     from zerodiff.training import pick_device
     if args.n < 5: raise ValueError(f"n: got {args.n}, expected at least 5")
     if args.out and not Path(args.out).parent.is_dir(): raise FileNotFoundError(f"out: there is no folder {Path(args.out).parent}")
+    if args.out and Path(args.out).is_dir(): raise IsADirectoryError(f"out: {args.out} is a folder, expected a file")
     if args.folder and args.weights: raise ValueError("weights, folder: got both, expected one of the two")
     protocol = PROTOCOLS[args.protocol] if args.protocol else dict(extractor=args.extractor, sampler=args.sampler, steps=args.steps, scale=args.scale)
     pipe = None if args.folder else Pipeline.load(args.weights or "flowers", args.device, args.precision)
-    data, size = args.data or (pipe and pipe.denoiser.info.get("data")) or "flowers102", pipe.size if pipe else args.size or 64
+    data, size = learned_from(args, pipe), pipe.size if pipe else args.size or 64
     reference, held = real_pictures(args, data, size)
     if protocol.get("against") == "held": reference, held = held, None
     if reference is None: raise ValueError(f"held: got none for {data}, expected --held FOLDER: protocol {args.protocol} compares with pictures that were not learned from")
+    device = pick_device(args.device)
+    judge = Judge.load(device=device) if reference.classes == read_judge()[2]["names"] and (not pipe or pipe.classes == reference.classes) else None
+    court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features, space=pipe and pipe.space)
     if pipe:
         labels, conditions = wanted(pipe, reference, args.n)
         options = {k: protocol[k] for k in ("sampler", "steps", "scale")}
         samples = [pipe.draw(conditions, args.n, seed, progress=True, **options) for seed in args.seeds]
         about = dict(weights=Path(args.weights or "flowers").name, seeds=" ".join(map(str, args.seeds))) | options
     else: samples, labels, about = [image_folder(args.folder, size, small=0)], None, dict(folder=Path(args.folder).name)
-    device = pick_device(args.device)
-    judge = Judge.load(device=device) if reference.classes == read_judge()[2]["names"] else None
-    if pipe and held is not None: about["denoising error"] = "{} on learned pictures, {} on held ones".format(*by_heart(pipe.denoiser, pipe.space, reference, held))
-    court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features, space=pipe and pipe.space)
+    if pipe and held is not None: about |= denoising_errors(pipe, reference, held)
     report = str(court.report(samples, labels, data=Path(data).name, **about))
     print(report)
     if args.out:
-        with replacing(args.out) as aside: aside.write_text(report + "\n")
+        with replacing(args.out) as aside: aside.write_text(report + "\n", "utf-8")
 
-# %% ../nbs/13b_command_line.ipynb #6f921a11
+# %% ../nbs/13b_command_line.ipynb #a5d920fb
 def train(args):
     "Train a new model, or go on with one, and say where it is."
     from zerodiff.pipeline import new_denoiser, preview
     from zerodiff.training import Trainer
     if args.steps is None and args.minutes is None and not args.resume: args.minutes = 30.
     where = Path(args.out if args.resume in (None, True) else args.resume)
-    checkpoint = where if where.suffix else where / "checkpoint.safetensors"
+    checkpoint = where if where.suffix == ".safetensors" else where / "checkpoint.safetensors"
     if args.resume and not checkpoint.exists(): raise FileNotFoundError(f"resume: there is no checkpoint at {checkpoint}")
     if not args.resume and checkpoint.exists(): raise FileExistsError(f"out: {checkpoint} is there already; give --resume to go on with it, or another --out")
+    later = checkpoint.with_name("checkpoint.safetensors")                    # where the run will be saved
+    if args.resume and checkpoint != later and later.exists(): raise FileExistsError(f"resume: to go on from {checkpoint.name} would write over {later}; put it into a folder of its own first")
     pictures, data, space = to_train_on(args, checkpoint)
     name = args.data if args.data in ("flowers102", "garden") else Path(args.data).resolve().name
+    if name != args.data and name in ("flowers102", "garden"): name = f"{name}, a folder"
     options = dict(save_every=args.save_every, preview=preview if args.preview_every else None, preview_every=args.preview_every or 1,
                    tensorboard=args.tensorboard, device=args.device, compile=args.compile)
     if args.resume:
-        length = {k: v for k, v in dict(steps=args.steps, minutes=args.minutes).items() if v is not None}
-        trainer = Trainer.resume(checkpoint, data, checkpoint.parent, **options, **length)
+        changed = {k: v for k, v in dict(steps=args.steps, minutes=args.minutes).items() if v is not None}
+        changed |= {k: getattr(args, k) for k in ("precision", "accumulate") if typed(args, k)}
+        trainer = Trainer.resume(checkpoint, data, checkpoint.parent, **options, **changed)
+        for k in ("batch", "lr", "warmup", "ema", "seed"):
+            kept = getattr(trainer.recipe, k)
+            if typed(args, k) and getattr(args, k) != kept: print(f"{k}: a run that goes on keeps its {kept:g}", file=sys.stderr)
     else:
         about = dict(data=name, command=spoken(args)) | (dict(split="fit") if name == "flowers102" else {})
         denoiser = new_denoiser(pictures, args.channels, tuple(args.multipliers), args.blocks, args.patch, args.seed, space, **about)
@@ -432,7 +461,7 @@ def train(args):
     loss = f", loss {trainer.history[-1][2]:.4f}" if trainer.history else ""
     print(f"{trainer.step} steps{loss}; sample with: zerodiff sample --weights {trainer.checkpoint}")
 
-# %% ../nbs/13b_command_line.ipynb #c2719a54
+# %% ../nbs/13b_command_line.ipynb #cb713f54
 def tool(path) -> str:
     "What a weights file is that holds no diffusion model."
     from zerodiff.training import file_header
@@ -459,7 +488,7 @@ def info(args):
         about = head["info"]
         recipe, progress = about.get("recipe", {}), about.get("progress", {})
         print(f"{name}: {about.get('size', '?')} px, {len(about.get('classes', []))} classes{', sentences' if 'encoder' in about else ''}"
-              f"{', latents of ' + about['latent']['weights'] if 'latent' in about else ''}, "
+              f"{', latents of ' + str(about['latent'].get('weights')) if 'latent' in about else ''}, "
               f"{head['predicts']}-prediction, {head['schedule']['name']} schedule; trained on {about.get('data', 'unknown data')}, "
               f"{progress.get('step', '?')} steps of {recipe.get('batch', '?')} pictures in {progress.get('elapsed', 0) / 60:.0f} minutes")
         if args.weights: print(json.dumps({k: v for k, v in head.items() if k != "info"} | {"info": {k: v for k, v in about.items() if k != "progress"}}, indent=2))
@@ -478,6 +507,7 @@ def run(command, args) -> int:
 
 def main(argv=None) -> int:
     "The command `zerodiff`; returns its exit code."
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")     # a letter that the terminal lacks is no reason to fail
     words = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(words, argparse.Namespace(words=words))
     return run(dict(sample=sample, sweep=sweep, switch=switch, restyle=restyle, reconstruct=reconstruct, evaluate=evaluate, train=train, info=info)[args.command], args)

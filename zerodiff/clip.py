@@ -8,7 +8,7 @@ __all__ = ['FORMS', 'FORM_OF', 'SHADES', 'OPENINGS', 'clip_loss', 'words', 'chec
            'load_clip', 'kept_vectors', 'vectors_of']
 
 # %% ../nbs/07_clip.ipynb #ea8cc8cf
-import json, math, pickle, random, re
+import json, math, pickle, random, re, warnings
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -139,7 +139,7 @@ class CLIP(Network):
 
     def encode_image(self, x: Tensor) -> Tensor:
         "Pictures (B, 3, H, W) in [-1, 1], of any size, as vectors of length 1."
-        return F.normalize(self.image(to_size(x, self.size)).float(), dim=1)
+        return F.normalize(self.image(to_size(x.to(self.log_scale.device), self.size)).float(), dim=1)
 
     def encode_text(self, sentences: list[str]) -> Tensor:
         "Sentences as vectors of length 1. Errors as of `Vocabulary`."
@@ -235,7 +235,7 @@ class ClipEncoder(nn.Module):
     @torch.no_grad()
     def encode_image(self, x: Tensor) -> Tensor:
         "Pictures (B, 3, H, W) in [-1, 1], of any size, as vectors (B, dim) of length 1."
-        return F.normalize(self.model.encode_image(((to_size(x, self.size) + 1) / 2 - self.mean) / self.std).float(), dim=1)
+        return F.normalize(self.model.encode_image(((to_size(x.to(self.mean.device), self.size) + 1) / 2 - self.mean) / self.std).float(), dim=1)
 
     @torch.no_grad()
     def encode_text(self, sentences: list[str]) -> Tensor:
@@ -280,6 +280,8 @@ def vectors_of(encoder, pictures: Pictures, folder=None, batch: int = 128) -> Te
     with at_rest(encoder), torch.autocast(device.type, enabled=False):
         found = torch.cat([encoder.encode_image(to_float(part).to(device)).cpu() for part in parts]).contiguous()
     if folder is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, dict(vectors=found), json.dumps(dict(format=1, info=dict(key=key))))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, dict(vectors=found), json.dumps(dict(format=1, info=dict(key=key))))
+        except OSError as e: warnings.warn(f"folder: vectors could not be kept in {folder} ({e}); they will be computed again", RuntimeWarning, stacklevel=2)
     return found

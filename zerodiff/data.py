@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'SHAPES', 'PETALS', 'HEARTS', 'BACKGROUNDS', 'GARDEN_CLASSES', 'PETAL_PAINT', 'HEART_PAINT', 'GROUND_PAINT',
-           'NUMBERS', 'MAX_PIXELS', 'SPLITS', 'OXFORD', 'ALIKE', 'to_float', 'to_uint8', 'Pictures', 'need',
-           'make_grid', 'show_images', 'petal_outline', 'coverage', 'hsv_to_rgb', 'garden_attributes', 'draw_flowers',
-           'garden_caption', 'garden', 'check_range', 'to_rgb', 'resize_and_crop', 'replacing', 'save_image',
-           'read_picture', 'image_folder', 'flowers102', 'held_ids']
+           'NUMBERS', 'MAX_PIXELS', 'UNREADABLE', 'SPLITS', 'OXFORD', 'ALIKE', 'to_float', 'to_uint8', 'Pictures',
+           'need', 'make_grid', 'show_images', 'petal_outline', 'coverage', 'hsv_to_rgb', 'garden_attributes',
+           'draw_flowers', 'garden_caption', 'garden', 'check_range', 'upright', 'to_rgb', 'resize_and_crop',
+           'replacing', 'save_image', 'read_picture', 'image_folder', 'flowers102', 'held_ids']
 
 # %% ../nbs/00_data.ipynb #71d5baa4
-import contextlib, importlib, math, os, re, secrets, warnings, zlib
+import contextlib, importlib, math, os, re, secrets, struct, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, JpegImagePlugin
+from filelock import FileLock
+from PIL import Image, JpegImagePlugin
 from tqdm import tqdm
 
 # %% ../nbs/00_data.ipynb #93932d0d
@@ -28,7 +29,8 @@ def to_float(x):
     return x.float().div_(127.5).sub_(1)
 
 def to_uint8(x):
-    """Turn float pictures in [-1, 1] into uint8 0..255, any shape; values outside are clipped, NaN is an error."""
+    """Turn float pictures in [-1, 1] into uint8 0..255, any shape; values outside are clipped, NaN is an error, and so are integers."""
+    if not x.is_floating_point(): raise TypeError(f"to_uint8(x): x is {x.dtype}, expected floats in [-1, 1]")
     if x.isnan().any(): raise ValueError("to_uint8(x): x holds NaN, so the model or its sampler has diverged")
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
@@ -249,11 +251,19 @@ def check_range(x, name="x", enough=8):
     return x
 
 # %% ../nbs/00_data.ipynb #91582177
+def upright(im):
+    """A PIL image turned as its EXIF says. Broken EXIF says nothing; the pixels may be fine all the same."""
+    try: turn = im.getexif().get(0x0112)
+    except Exception: return im                # PIL stumbles over broken EXIF in many ways
+    way = Image.Transpose
+    turns = {2: way.FLIP_LEFT_RIGHT, 3: way.ROTATE_180, 4: way.FLIP_TOP_BOTTOM, 5: way.TRANSPOSE, 6: way.ROTATE_270, 7: way.TRANSVERSE, 8: way.ROTATE_90}
+    return im.transpose(turns[turn]) if turn in turns else im
+
 def to_rgb(im):
     """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha put on white, 16 bits scaled to 8.
 
     Errors: ValueError for float pictures outside 0..1 and for colour spaces PIL cannot convert."""
-    im = ImageOps.exif_transpose(im)
+    im = upright(im)
     if im.mode.startswith(("I", "F")):         # one channel of 16 bits or of floats: convert() would clip it at 255
         grey = np.asarray(im).astype(np.float32) / (1 if im.mode == "F" else 65535)
         if not (grey.min() >= 0 and grey.max() <= 1): raise ValueError(f"values of mode {im.mode} are out of range")
@@ -290,6 +300,7 @@ def replacing(path):
     path = Path(path)
     if not path.parent.is_dir(): raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir(): raise IsADirectoryError(f"cannot write {path}: it is a folder, expected a file name")
+    if path.exists() and not path.is_file(): raise OSError(f"cannot write {path}: it is a device or a pipe, expected a file name")
     tmp = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
         tmp.touch()                            # fails now, not after an hour's work; and shows the usual permissions,
@@ -324,6 +335,7 @@ def save_image(x, path):
 
 # %% ../nbs/00_data.ipynb #43bcace1
 MAX_PIXELS = 50_000_000       # what a picture may hold decoded: some 400 MB at work
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, NotImplementedError, struct.error, Image.DecompressionBombError)     # what PIL raises for broken files
 
 def read_picture(path, size):
     """Read one picture file: uint8 (3, size, size) and its short side in pixels.
@@ -335,6 +347,7 @@ def read_picture(path, size):
     except Image.DecompressionBombError as e: raise ValueError(f"more than {MAX_PIXELS:,} pixels: make it smaller") from e
     except Image.UnidentifiedImageError as e: raise ValueError("not a picture") from e
     except SyntaxError as e: raise ValueError(f"broken ({e})") from e
+    if im.format in ("EPS", "WMF"): raise ValueError(f"a drawing ({im.format}), expected a picture made of pixels")    # PIL would run another program on it
     with im:
         (width, height), pixels = im.size, im.width * im.height
         if jpeg: im.draft(None, (8 * size, 8 * size))
@@ -346,7 +359,7 @@ def _decode(paths, size):
     "Read picture files on several threads: uint8 (N, 3, size, size), their short sides, {index: why} of the unreadable."
     def read(path):
         try: return read_picture(path, size)
-        except (OSError, ValueError, SyntaxError, EOFError, OverflowError, Image.DecompressionBombError) as e: return e
+        except UNREADABLE as e: return e
     images, sides, bad = torch.zeros(len(paths), 3, size, size, dtype=torch.uint8), torch.zeros(len(paths)), {}
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")        # PIL's remarks on odd metadata; what matters is reported once, by us
@@ -360,6 +373,14 @@ def _few(names, most=5):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 # %% ../nbs/00_data.ipynb #c93a6fa9
+def _files_below(folder):
+    "Every file below a folder, also where folders are linked to, but no folder twice."
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(here) in seen: folders.clear(); continue
+        seen.add(os.path.realpath(here))
+        yield from (Path(here, name) for name in files)
+
 def image_folder(path, size=64, small=500):
     """Read a folder of pictures as `Pictures` of size x size: its subfolders are the classes, or it is flat and has none.
 
@@ -371,7 +392,7 @@ def image_folder(path, size=64, small=500):
     if not path.exists(): raise FileNotFoundError(f"image_folder(path): there is no folder {path}")
     if not path.is_dir(): raise NotADirectoryError(f"image_folder(path): {path} is a file, expected a folder of pictures")
     if size < 8: raise ValueError(f"image_folder(size): size is {size}, expected at least 8 pixels")
-    names = [p.relative_to(path) for p in path.rglob("*") if p.is_file()]
+    names = [p.relative_to(path) for p in _files_below(path) if p.is_file()]
     names = sorted((p for p in names if not any(part.startswith(".") for part in p.parts)), key=Path.as_posix)
     if not names: raise ValueError(f"image_folder(path): {path} is empty, expected pictures or subfolders of pictures")
     images, sides, bad = _decode([path / p for p in names], size)
@@ -436,7 +457,13 @@ OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 def _open_flowers(root, download):
     "torchvision's three data sets for `root`, downloaded if need be, or one error that says what to do."
     from torchvision.datasets import Flowers102        # here, since it takes a second to import
-    try: return Flowers102, {s: Flowers102(root, s, download=download and s == "train") for s in ("train", "val", "test")}
+    def opened(download): return Flowers102, {s: Flowers102(root, s, download=download and s == "train") for s in ("train", "val", "test")}
+    try:
+        try: return opened(False)
+        except RuntimeError:
+            if not download: raise
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".flowers-102.lock"): return opened(True)         # of several processes that train together, one downloads
     except (RuntimeError, OSError) as e:
         why = f"the download failed: {e}" if download else "download=False"
         raise FileNotFoundError(

@@ -40,6 +40,7 @@ class Denoiser(nn.Module):
 
     def raw(self, x_t: Tensor, t, cond=None) -> Tensor:
         "The network's own output, shaped like `x_t`; `t` is (B,) or one int."
+        if isinstance(cond, Tensor): cond = cond.to(x_t.device)
         out = self.network(x_t, torch.as_tensor(t, device=x_t.device).expand(len(x_t)), cond).to(x_t.dtype)
         if out.shape != x_t.shape: raise ValueError(f"network: answered {tuple(out.shape)} to x_t of {tuple(x_t.shape)}")
         return out

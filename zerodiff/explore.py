@@ -30,7 +30,7 @@ def knobs(pipe: Pipeline, steps: int) -> dict:
         phi=w.FloatSlider(0., min=-10., max=10., step=.1, description="phi", **slow),
         interval=w.IntRangeSlider(value=(0, T - 1), min=0, max=T - 1, description="between t", **slow),
         seed=w.IntSlider(0, 0, 99, description="seed", **slow),
-        steps=w.IntSlider(steps, 2, 40, description="steps", **slow))
+        steps=w.IntSlider(steps, 2, max(40, steps), description="steps", **slow))
 
 # %% ../nbs/13c_explorer.ipynb #b05f6a69
 def drawn(pipe: Pipeline, n: int, kind, then, k, w, phi, interval, seed, steps) -> torch.Tensor:
@@ -92,7 +92,10 @@ class Explorer(Knobs):
         start, k = time.perf_counter(), self.knobs["k"]
         k.max, k.disabled = self.knobs["steps"].value, not self.knobs["then"].value
         try: self.x, self.shown = drawn(self.pipe, self.n, **self.settings()), self.settings()
-        except ValueError as e: self.line.value = str(e); return
+        except ValueError as e:
+            if not hasattr(self, "x"): raise                                  # there is no picture yet that could stay
+            self.line.value = str(e)
+            return
         self.picture.value, self.line.value = png(self.still()), f"{self.n} pictures in {time.perf_counter() - start:.1f} s"
 
     def still(self) -> Image.Image:

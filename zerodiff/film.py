@@ -24,8 +24,8 @@ def enlarge(x: Tensor, zoom: int = 4) -> Tensor:
     if zoom < 1: raise ValueError(f"zoom: got {zoom}, expected at least 1")
     if zoom == 1: return x
     size = (x.shape[-1] * zoom, x.shape[-2] * zoom)
-    big = [Image.fromarray(to_uint8(p).permute(1, 2, 0).numpy()).resize(size, Image.Resampling.LANCZOS) for p in x]
-    return torch.stack([to_float(torch.from_numpy(np.array(p)).permute(2, 0, 1)) for p in big])
+    big = [Image.fromarray(to_uint8(p).permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.LANCZOS) for p in x]
+    return torch.stack([to_float(torch.from_numpy(np.array(p)).permute(2, 0, 1)) for p in big]).to(x.device)
 
 def plain(text: str) -> str:
     "`text` in the letters that PIL's own font has: accents off, dashes and Greek letters spelt, '?' for the rest."
@@ -67,6 +67,7 @@ def save_film(frames, path, fps: float = 12, hold: float = 1.5):
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".mp4"): raise ValueError(f"film: got {path.name}, expected a name ending in .gif or .mp4")
     if not 0 < fps <= 100 or not 0 <= hold < 1e4: raise ValueError(f"fps, hold: got {fps} and {hold}, expected fps within 0..100 and hold from 0 on")
+    if path.suffix.lower() == ".gif" and (fps > 50 or hold > 600): raise ValueError(f"fps, hold: got {fps} and {hold}, expected at most 50 and 600 in a GIF, whose clock ticks in hundredths of a second")
     frames = [to_uint8(f).permute(1, 2, 0).cpu().numpy() for f in frames]
     if not frames: raise ValueError("film: got no frames")
     if len(shapes := {f.shape for f in frames}) > 1: raise ValueError(f"film: got frames of {len(shapes)} shapes, such as {frames[0].shape}, expected one")
@@ -80,12 +81,14 @@ def write_mp4(frames, path, fps, hold):
     colours = "scale=out_color_matrix=bt709:out_range=tv"
     ffmpeg(["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w + w % 2}x{h + h % 2}", "-r", fps, "-i", "-", "-vf", colours, "-c:v", "libx264",
             "-preset", "slow", "-crf", 20, "-pix_fmt", "yuv420p", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
-            "-metadata", f"comment={len(frames)} frames", "-movflags", "+faststart", path], feed)
+            "-metadata", f"comment={len(frames)} frames", "-movflags", "+faststart", f"file:{path}"], feed)
 
 def write_gif(frames, path, fps, hold):
     "uint8 frames (H, W, 3) as a GIF that goes round for ever."
-    images, ms = [Image.fromarray(f) for f in frames], 1000 / fps
-    times = [round(ms)] * (len(images) - 1) + [round(ms + 1000 * hold)]
+    images = [Image.fromarray(f) for f in frames]
+    ticks = [round(100 * i / fps) for i in range(len(images) + 1)]                # in hundredths of a second; so the rate is right on average
+    times = [10 * (b - a) for a, b in zip(ticks, ticks[1:])]
+    times[-1] += round(1000 * hold)
     images[0].save(path, save_all=True, append_images=images[1:], duration=times, loop=0, optimize=True)
 
 # %% ../nbs/04b_films.ipynb #a1a689c1
@@ -99,8 +102,10 @@ def read_film(path) -> Tensor:
     if path.suffix.lower() == ".gif":
         with Image.open(path) as film:
             return torch.stack([to_float(torch.from_numpy(np.array(pick(film, i))).permute(2, 0, 1)) for i in range(film.n_frames)])
-    raw, said = ffmpeg(["-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"])
-    w, h = map(int, re.search(r"Video: .*?, (\d+)x(\d+)", said).groups())
+    raw, said = ffmpeg(["-i", f"file:{path}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"])
+    sizes = re.findall(r"Video: .*?, (\d+)x(\d+)", said)
+    if not sizes: raise RuntimeError(f"film: {path} holds no pictures")
+    w, h = map(int, sizes[-1])                                                    # of what came out: a telephone's film was turned on the way
     frames = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(-1, h, w, 3).permute(0, 3, 1, 2)
     count = re.search(r"comment\s*: (\d+) frames", said)
     return to_float(frames[:int(count[1])] if count else frames)
@@ -144,12 +149,15 @@ def read_sprite(path) -> dict:
     "What a sprite says of itself: `columns`, `size` (width, height) of a frame, and its `labels`. Errors: FileNotFoundError; ValueError for others."
     if not Path(path).is_file(): raise FileNotFoundError(f"sprite: there is no file {path}")
     try:
-        with Image.open(path) as picture: return json.loads(picture.getexif()[0x010E])
-    except (KeyError, OSError, ValueError) as e: raise ValueError(f"sprite: {path} was not written by save_sprite") from e
+        with Image.open(path) as picture: about = json.loads(picture.getexif()[0x010E])
+        numbers, labels = [about["columns"], *about["size"]], about["labels"]
+        if len(numbers) != 3 or not all(type(v) is int and v > 0 for v in numbers) or not labels or not all(isinstance(l, str) for l in labels): raise ValueError("other values than expected")
+        return about
+    except (KeyError, OSError, TypeError, ValueError) as e: raise ValueError(f"sprite: {path} was not written by save_sprite") from e      # and must not get into a page
 
 def near_square(n: int, shape: float) -> int:
     "In how many columns n frames, `shape` times as wide as high, make a sheet that is about square, with few places left empty."
-    good = max(1, round(math.sqrt(n / shape)))
+    good = min(n, max(1, round(math.sqrt(n / shape))))
     return min(range(max(1, good - 2), min(n, good + 2) + 1), key=lambda c: -n % c + 2 * abs(c - good))
 
 def address(path) -> str:

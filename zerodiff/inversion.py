@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .sampling import Denoise, Step, ask, ddim, dpmpp_2m, levels, path, randn, velocity
+from .sampling import Denoise, Step, ask, crosses, ddim, dpmpp_2m, levels, path, randn, velocity
 from .schedule import NoiseSchedule, Prediction, timesteps
 
 # %% ../nbs/11_inversion.ipynb #4e006bf5
@@ -77,7 +77,7 @@ def ddim_invert(denoise: Denoise, x0: Tensor, schedule: NoiseSchedule, steps=50,
         (a_t, sig_t), (a_s, sig_s) = levels(schedule, t), levels(schedule, s)
         up = x
         for i in range(1 + refine):
-            prediction = ask(denoise, up, t if i or at == "target" else max(s, 0))
+            prediction = ask(denoise, up, t if i or at == "target" or crosses(denoise, t, s) else max(s, 0))      # across a switch the old one was in force
             up = a_t / a_s * x + (sig_t - a_t / a_s * sig_s) * prediction.eps
         x = up
         yield Step(t, x, prediction.x0)
@@ -91,8 +91,10 @@ def heun_invert(denoise: Denoise, x0: Tensor, schedule: NoiseSchedule, steps=20,
     for t, s in reversed(path(schedule, steps, spacing, start)):
         (a_t, sig_t), (a_s, sig_s) = levels(schedule, t), levels(schedule, s)
         turn = math.atan2(sig_t, a_t) - math.atan2(sig_s, a_s)
-        v, guess = velocity(denoise, x, max(s, 0), schedule)
-        x = x + turn / 2 * (v + velocity(denoise, x + turn * v, t, schedule)[0])
+        switched = crosses(denoise, t, s)                           # there `heun` went by one slope, that at t
+        v, guess = velocity(denoise, x, t if switched else max(s, 0), schedule)
+        at_t = velocity(denoise, x + turn * v, t, schedule)[0]
+        x = x + (turn * at_t if switched else turn / 2 * (v + at_t))
         yield Step(t, x, guess)
 
 # %% ../nbs/11_inversion.ipynb #e98050eb
@@ -131,11 +133,12 @@ def restyle(denoise: Denoise, picture: Tensor, schedule: NoiseSchedule, strength
 def slerp(a: Tensor, b: Tensor, f) -> Tensor:
     """From noise `a` to noise `b` (each (B, ...)) along the sphere: f = 0 gives a, 1 gives b; keeps the length of a Gaussian sample.
 
-    f: a number, or (B,). Where a and b point the same way it is the straight line. Errors: ValueError for shapes that differ.
+    f: a number, or (B,). Where a and b point the same way it is the straight line. Errors: ValueError for shapes that differ, and for opposite directions.
     """
     if a.shape != b.shape: raise ValueError(f"b: got shape {tuple(b.shape)}, expected a's, {tuple(a.shape)}")
     a_, b_ = a.flatten(1), b.flatten(1)
     angle = torch.nn.functional.cosine_similarity(a_, b_).clamp(-1, 1).acos()[:, None]
+    if (angle > math.pi - 1e-3).any(): raise ValueError("b: points away from a, so that no path between them is the shortest")
     f = torch.as_tensor(f, dtype=a.dtype, device=a.device).reshape(-1, 1)
     mixed = (((1 - f) * angle).sin() * a_ + (f * angle).sin() * b_) / angle.sin().clamp_min(1e-7)
     return torch.where(angle < 1e-4, a_ + f * (b_ - a_), mixed).view(-1, *a.shape[1:])

@@ -7,10 +7,10 @@ __all__ = ['MODEL', 'COMPANIONS', 'find_class', 'Weights', 'Speaking', 'Walking'
            'named_sampler', 'Sharing', 'beside', 'fetched', 'Editing', 'Pipeline', 'pairs', 'inverted', 'open_photo',
            'new_denoiser', 'open_data', 'preview', 'facts', 'model_card']
 
-# %% ../nbs/13_pipeline.ipynb #2b5d85bb
+# %% ../nbs/13_pipeline.ipynb #e0c07384
 import difflib, functools, json, tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .clip import across, digest, load_clip
 from .conditioning import ClassConditional
-from .data import Pictures, check_range, flowers102, garden, image_folder, make_grid, need, read_picture, replacing, resize_and_crop, to_float, to_uint8
+from .data import UNREADABLE, Pictures, check_range, flowers102, garden, image_folder, make_grid, need, read_picture, replacing, resize_and_crop, to_float, to_uint8
 from .film import caption, enlarge, save_film
 from .guidance import guide
 from .inversion import ddim_invert, restyle, steps_below, switch_sweep, unclipped
@@ -29,18 +29,17 @@ from .schedule import cosine_schedule
 from .training import Denoiser, Trainer, WeightsError, header, load, mix_seed, pick_device, pick_precision, save_network, save_weights, weights_path
 from .unet import UNet
 
-# %% ../nbs/13_pipeline.ipynb #71d4ce77
+# %% ../nbs/13_pipeline.ipynb #7a72818f
 def find_class(wanted: str | int, classes: list[str]) -> int:
-    """The index of the class `wanted`: its number, its name in any case, or a part that only one name has.
+    """The index of the class `wanted`: its name in any case, its number, or a part that only one name has.
 
     Errors: ValueError for a number out of range, an unknown name (with the nearest ones) and a part that fits several.
     """
-    text = str(wanted).strip().lower()
-    if text.lstrip("-").isdigit():
+    text, names = str(wanted).strip().lower(), [c.lower() for c in classes]
+    if isinstance(wanted, str) and text in names: return names.index(text)          # before numbers, for names may be numbers
+    if text.removeprefix("-").isdecimal():
         if 0 <= int(text) < len(classes): return int(text)
         raise ValueError(f"class: got number {text}, expected 0..{len(classes) - 1}")
-    names = [c.lower() for c in classes]
-    if text in names: return names.index(text)
     fits = [i for i, name in enumerate(names) if text and text in name]
     if len(fits) == 1: return fits[0]
     near = [classes[i] for i in fits[:5]] or difflib.get_close_matches(text, names, 3, .5)
@@ -86,7 +85,7 @@ class Weights:
         found = self.numbers(classes, n, seed)
         return self.denoiser.network.condition(found) if hasattr(self.denoiser.network, "condition") else found
 
-# %% ../nbs/13_pipeline.ipynb #edee4f3c
+# %% ../nbs/13_pipeline.ipynb #49e7039d
 class Speaking(Weights):
     "Conditions out of sentences, for weights that follow vectors as well as classes."
     @functools.cached_property
@@ -94,6 +93,7 @@ class Speaking(Weights):
         "The CLIP whose vectors these weights were trained on. Errors: ValueError where they were trained on none, or the file holds another."
         about = self.denoiser.info.get("encoder")
         if about is None: raise ValueError("text: these weights follow classes only; sentences need weights such as flowers64")
+        if not {"weights", "digest"} <= about.keys(): raise WeightsError("weights: the header does not say which CLIP these weights were trained with")
         clip = load_clip(about["weights"], self.device)
         if digest(clip) != about["digest"]: raise ValueError(f"text: {about['weights']} is not the CLIP that these weights were trained with")
         return clip
@@ -103,6 +103,7 @@ class Speaking(Weights):
         text = [text] if isinstance(text, str) else list(text)
         if not text: raise ValueError("text: got an empty list, expected one sentence or more")
         network, vectors = self.denoiser.network, self.encoder.encode_text(text)
+        if not hasattr(network, "memory"): raise ValueError("text: this file keeps no vectors of the training pictures, as an ONNX file does not; ask with the weights file, and give its condition to this")
         vectors = (network.remembered(vectors) if len(network.memory) else across(self.encoder, vectors)).cpu()
         labels = None if classes is None else self.numbers(classes)
         if labels is not None: labels, vectors = pairs(labels, vectors, 1, "classes", "sentences")
@@ -219,7 +220,7 @@ class Sharing(Drawing):
         """
         return cls.load(fetched(where, revision), device, precision)
 
-# %% ../nbs/13_pipeline.ipynb #f16d93c2
+# %% ../nbs/13_pipeline.ipynb #47d6f4f3
 def beside(denoiser: Denoiser, folder: Path) -> Denoiser:
     "The denoiser; the VAE and the CLIP that its header names by a file's name are to be found in `folder`, if they are there."
     for key in COMPANIONS.keys() & denoiser.info.keys():
@@ -241,11 +242,13 @@ def fetched(where, revision: str | None = None) -> Path:
             why = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
             raise FileNotFoundError(f"weights: got {where}, which is no folder here, and the Hub has it not: {why}") from e
     wanted = f"expected {MODEL} as `save_pretrained` or `push_to_hub` of zerodiff writes it"
-    try: header(folder / MODEL)
+    try: said = header(folder / MODEL)["info"]
     except FileNotFoundError:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) if folder.is_dir() else ""
         raise WeightsError(f"weights: got {where}, in which there is {there or 'no file of that name'}, {wanted}") from None
     except WeightsError as e: raise WeightsError(f"weights: got {where}, {wanted}; {e}") from None
+    for name in (str(said[key].get("weights")) for key in COMPANIONS.keys() & said.keys()):
+        if PureWindowsPath(name).name != name: raise WeightsError(f"weights: got {where}, whose header names the file {name!r}, expected one beside it")
     return folder / MODEL
 
 # %% ../nbs/13_pipeline.ipynb #4f63a8ce
@@ -321,7 +324,7 @@ def open_photo(photo, size: int) -> Tensor:
     path = Path(photo).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"photo: there is no file {path}")
     try: return to_float(read_picture(path, size)[0])[None]
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, Image.DecompressionBombError) as e:
+    except UNREADABLE as e:
         raise ValueError(f"photo: {path} cannot be read: {e}") from e
 
 # %% ../nbs/13_pipeline.ipynb #757b5925

@@ -115,7 +115,9 @@ def opened(file: Path, providers) -> tuple:
     try:
         head = json.loads(text)
         if head["format"] != 1: raise WeightsError(f"weights: {file} has format {head['format']!r}, this version reads 1")
-        return session, {k: head[k] for k in ("network", "schedule", "predicts", "clip", "info")}
+        found = {k: head[k] for k in ("network", "schedule", "predicts", "clip", "info")}
+        if not isinstance(found["info"], dict): raise TypeError("info is not a dict")
+        return session, found
     except (json.JSONDecodeError, KeyError, TypeError) as e: raise WeightsError(f"weights: the header of {file} cannot be read ({type(e).__name__}: {e})") from None
 
 # %% ../nbs/13d_other_runtimes.ipynb #64e3db9d
@@ -129,7 +131,12 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.session, self.header = opened(Path(file), providers)
         self.inputs = {value.name: value.type for value in self.session.get_inputs()}
-        with torch.device("meta"): plan = build(self.header["network"])              # shapes without weights
+        self.width = next((v.shape[-1] for v in self.session.get_inputs() if v.name == "cond" and len(v.shape) == 2 and isinstance(v.shape[-1], int)), None)
+        try:
+            with torch.device("meta"): plan = build(self.header["network"])          # shapes without weights
+        except (TypeError, LookupError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
+            raise WeightsError(f"weights: {file}: its header cannot be built ({type(e).__name__}: {e})") from None
+        self.classes = getattr(plan, "classes", None)
         self.channels, self.multiple = innermost(plan).in_channels, multiple(plan)
         self.check = plan.embedding.check if hasattr(plan, "embedding") else None
         for name in ("null", "condition"):                                            # which `guide` and the pipeline ask for
@@ -151,7 +158,12 @@ class OnnxNetwork(nn.Module):
             if not hasattr(self, "null"): raise ValueError("cond: got None, expected a vector for each picture, as the network was exported")
             cond = self.null(n)
         if len(cond) != n: raise ValueError(f"cond: got {len(cond)} conditions for {n} pictures, expected {n}")
-        if self.inputs["cond"] == "tensor(float)": return (self.condition(cond) if cond.dtype == torch.int64 else cond).float()
+        if self.inputs["cond"] == "tensor(float)":
+            cond = (self.condition(cond) if cond.dtype == torch.int64 else cond).float()
+            if cond.ndim != 2 or self.width not in (None, cond.shape[1]): raise ValueError(f"cond: got shape {tuple(cond.shape)}, expected ({n}, {self.width})")
+            if self.classes and hasattr(self, "condition") and not (-1 <= cond[:, -1].min() and cond[:, -1].max() < self.classes):
+                raise ValueError(f"cond: got classes {cond[:, -1].min():g}..{cond[:, -1].max():g}, expected 0..{self.classes - 1}, or -1 for none")
+            return cond
         self.check(cond, self.check.__self__.n, f", or {self.check.__self__.n} for no class")
         return cond
 
@@ -159,7 +171,8 @@ def load_onnx(file, providers=("CPUExecutionProvider",)) -> Denoiser:
     "The denoiser in a file of `to_onnx`: what `load` is for weights files. A VAE that its header names is looked for beside the file. Errors as of `OnnxNetwork`."
     network = OnnxNetwork(file, providers)
     head = network.header
-    denoiser = Denoiser(network, make_schedule(head["schedule"]), head["predicts"], head["clip"]).eval()
+    try: denoiser = Denoiser(network, make_schedule(head["schedule"]), head["predicts"], head["clip"]).eval()
+    except (TypeError, ValueError) as e: raise WeightsError(f"weights: {file}: its header cannot be built ({type(e).__name__}: {e})") from None
     denoiser.info = head["info"]
     return beside(denoiser, Path(file).parent)
 

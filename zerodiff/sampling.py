@@ -165,6 +165,7 @@ def sample(denoise: Denoise, shape, schedule: NoiseSchedule, steps=20, sampler=d
     if isinstance(sampler, str):
         if sampler not in samplers: raise ValueError(f"sampler: got {sampler!r}, expected one of {', '.join(samplers)}")
         sampler = samplers[sampler]
+    if getattr(denoise, "sampler", sampler) is not sampler: raise ValueError(f"sampler: got {sampler.__name__}, expected {denoise.sampler.__name__}, for which this denoiser was made")
     if len(shape) < 2 or min(shape) < 1: raise ValueError(f"shape: got {tuple(shape)}, expected (B, ...), each at least 1")
     rng = generators(seed, shape[0], start)
     moves = [t for t, _ in path(schedule, steps, options.pop("spacing", "trailing"), options.get("stop", -1))]

@@ -19,11 +19,12 @@ def _check_T(T):
 
 def _check_alpha_bar(a):
     if a.ndim != 1 or len(a) < 2: raise ValueError(f"alpha_bar: got shape {tuple(a.shape)}, expected (T,) with T >= 2")
-    if not (0 <= a.min() and a.max() <= 1): raise ValueError(f"alpha_bar: got {a.min():g}..{a.max():g}, expected values in 0..1")
+    if not (0 <= a.min() and a.max() < 1): raise ValueError(f"alpha_bar: got {a.min():g}..{a.max():g}, expected values in 0..1, and some noise at the first step")
     if (a.diff() >= 0).any(): raise ValueError("alpha_bar: got values that do not fall, expected less signal at every step")
 
 def _check_steps(t, T):
     if t.dtype.is_floating_point or t.dtype == torch.bool: raise TypeError(f"t: got {t.dtype}, expected integer steps")
+    t = t.long()                                     # bytes have no -1
     if t.numel() and (t.min() < -1 or t.max() >= T):
         raise ValueError(f"t: got {int(t.min())}..{int(t.max())}, expected steps within -1..{T - 1}")
 
@@ -50,18 +51,19 @@ class ForwardProcess:
     or steps out of range, TypeError for steps that are not integers. `config`: JSON values for `make_schedule`, or None.
     """
     def __init__(self, alpha_bar: Tensor, config: dict | None = None):
-        a = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        a = torch.as_tensor(alpha_bar.cpu() if isinstance(alpha_bar, Tensor) else alpha_bar, dtype=torch.float64)
         _check_alpha_bar(a)
         self.alpha_bar, self.T, self.config = a, len(a), config
         self._at = torch.cat([a, a.new_ones(1)])         # index -1 is the clean picture
 
     def _lookup(self, t) -> Tensor:
-        t = torch.as_tensor(t)
+        t = torch.as_tensor(t).cpu()
         _check_steps(t, self.T)
-        return self._at[t.cpu()]
+        return self._at[t.long()]
 
     def at(self, t, like: Tensor) -> tuple[Tensor, Tensor]:
         "`(alpha_t, sigma_t)`, each shaped (B, 1, ...) to multiply `like` (B, ...), in its dtype and on its device."
+        if not like.is_floating_point(): raise TypeError(f"x: got {like.dtype}, expected floats, such as `to_float` makes of bytes")
         a = self._lookup(t).reshape(-1, *[1] * (like.ndim - 1))
         if 1 < len(a) != len(like) > 1: raise ValueError(f"t: got {len(a)} steps for a batch of {len(like)}")
         return tuple(c.sqrt().to(like.dtype).to(like.device) for c in (a, 1 - a))      # cast first: MPS has no float64
@@ -115,7 +117,7 @@ class NoiseSchedule(ForwardProcess):
 # %% ../nbs/01_noise_schedule.ipynb #e4e9daad
 def from_betas(betas: Tensor, config: dict | None = None) -> NoiseSchedule:
     "A schedule from the noise variances `betas` (T,) of the single steps: `alpha_bar_t = prod_{s<=t} (1 - beta_s)`."
-    return NoiseSchedule((1 - betas.double()).cumprod(0), config)
+    return NoiseSchedule((1 - betas.cpu().double()).cumprod(0), config)
 
 def linear_schedule(T: int = 1000) -> NoiseSchedule:
     "DDPM's schedule (2006.11239, sec. 4): beta from 1e-4 to 0.02 at T = 1000, both scaled by 1000 / T for other T."

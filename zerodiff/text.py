@@ -53,10 +53,12 @@ class ClassOrVector(Network):
 
     def drop(self, cond: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "Training conditions, each hidden altogether, or reduced to its class, to its vector, or (a tenth of the rest) left whole; vectors get noise."
+        if cond.dtype == torch.int64: cond = self.condition(cond)
         vectors, labels = cond[:, :-1], cond[:, -1:]
+        there = (vectors != 0).any(1, keepdim=True)
         draw = lambda make, *shape: make(*shape, generator=generator, device=cond.device)
         hidden, u = draw(torch.rand, len(cond), 1) < self.drop_share, draw(torch.rand, len(cond), 1)
-        vectors = F.normalize(vectors + self.noise / math.sqrt(self.dim) * draw(torch.randn, *vectors.shape), dim=1)
+        vectors = F.normalize(vectors + self.noise / math.sqrt(self.dim) * draw(torch.randn, *vectors.shape), dim=1).masked_fill(~there, 0)
         return torch.cat([vectors.masked_fill(hidden | (u < .4), 0), labels.masked_fill(hidden | (u > .5), -1)], 1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'bf16_is_fast', 'pick_precision', 'WeightsError', 'describe', 'file_header', 'header', 'write_tensors',
-           'fit_for_a_file', 'save_weights', 'shipped', 'weights_path', 'tensors_in', 'fill', 'load', 'network_header',
-           'save_network', 'load_network', 'check_recipe', 'Recipe', 'several_processes', 'Team', 'TrainingState',
-           'share', 'own_dice', 'loss_in', 'check_finite', 'Stepper', 'averaged', 'save_checkpoint', 'read_run',
-           'restore', 'in_notebook', 'state_line', 'Lines', 'Bar', 'Curve', 'Progress', 'Signals', 'open_board',
-           'write_log', 'attempt', 'saved_at_the_end', 'Diary', 'run_steps', 'Trainer']
+           'fit_for_a_file', 'save_weights', 'shipped', 'weights_path', 'tensors_in', 'shapes_in', 'check_fit', 'fill',
+           'at_most', 'built', 'load', 'network_header', 'save_network', 'load_network', 'check_recipe', 'Recipe',
+           'several_processes', 'Team', 'TrainingState', 'share', 'own_dice', 'loss_in', 'check_finite', 'Stepper',
+           'averaged', 'save_checkpoint', 'read_run', 'restore', 'in_notebook', 'state_line', 'Lines', 'Bar', 'Curve',
+           'Progress', 'Signals', 'open_board', 'write_log', 'attempt', 'saved_at_the_end', 'Diary', 'run_steps',
+           'Trainer']
 
-# %% ../nbs/03b_training.ipynb #5bdcf6d9
-import functools, json, math, os, signal, sys, threading, time, warnings
+# %% ../nbs/03b_training.ipynb #c9302331
+import functools, itertools, json, math, os, signal, sys, threading, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -28,11 +29,13 @@ from .denoiser import EMA, Batches, Denoiser, diffusion_loss, min_snr_weight, mi
 from .schedule import make_schedule
 from .unet import Network, build
 
-# %% ../nbs/03b_training.ipynb #12d3c2c1
+# %% ../nbs/03b_training.ipynb #8e223171
 def pick_device(device=None) -> torch.device:
-    "The device named, or else the first there is of CUDA, MPS and the CPU."
+    "The device named, or else the first there is of CUDA (of several processes on a machine, each has its own), MPS and the CPU."
     if device is not None: return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()) if "LOCAL_RANK" in os.environ else torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 @functools.lru_cache
 def bf16_is_fast() -> bool:
@@ -55,7 +58,7 @@ def pick_precision(device, precision: str | None = None) -> torch.dtype:
     if precision is not None and precision not in names:
         raise ValueError(f"precision: got {precision!r}, expected 'bf16', 'fp32' or None")
     if precision: return names[precision]
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and bf16_is_fast()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else device.type == "cpu" and bf16_is_fast()
     return torch.bfloat16 if fast else torch.float32
 
 # %% ../nbs/03b_training.ipynb #5b28b1f6
@@ -72,7 +75,7 @@ def describe(denoiser: Denoiser, info: dict) -> str:
                                 clip=denoiser.clip, info=info))
     except TypeError as e: raise TypeError(f"network or info: a weights file holds JSON values only ({e})") from None
 
-# %% ../nbs/03b_training.ipynb #15bae49f
+# %% ../nbs/03b_training.ipynb #cbab33a2
 def file_header(path, wanted: tuple) -> dict:
     "What the file at `path` says of itself under the names `wanted`; errors as of `header`."
     path = Path(path)
@@ -96,9 +99,16 @@ def header(path) -> dict:
 
     Errors: FileNotFoundError; WeightsError for a file that is cut off, pickled, or from another program.
     """
-    return file_header(path, ("network", "schedule", "predicts", "clip", "info"))
+    found = file_header(path, ("network", "schedule", "predicts", "clip", "info"))
+    said, kinds = found["info"], dict(classes=list, size=int, latent=dict, encoder=dict, recipe=dict, progress=dict)
+    wrong = [k for k, kind in kinds.items() if k in said and not isinstance(said[k], kind)]
+    if not wrong and not all(isinstance(name, str) for name in said.get("classes", [])): wrong = ["classes"]
+    wrong += [k for k, parts in dict(network={"class", "args"}, schedule={"name", "T"}).items() if not isinstance(found[k], dict) or not parts <= found[k].keys()]
+    if not wrong and not (isinstance(found["schedule"]["T"], int) and 0 < found["schedule"]["T"] <= 100_000): wrong = ["T"]
+    if wrong: raise WeightsError(f"weights: the header of {path} says {wrong[0]!r} in a way that this version cannot read")
+    return found
 
-# %% ../nbs/03b_training.ipynb #4f85b6d1
+# %% ../nbs/03b_training.ipynb #6311fd71
 def write_tensors(path, tensors: dict[str, Tensor], text: str):
     "Tensors, under a header in JSON, at `path`, written aside and renamed. Errors: OSError."
     with replacing(path) as aside:
@@ -131,26 +141,56 @@ def shipped(name: str = "flowers") -> Path:
 def weights_path(weights: str | Path) -> Path:
     "The file meant by `weights`: a path, or the name of weights that ship with the package."
     path = Path(weights)
-    return path if path.suffix or len(path.parts) > 1 or path.exists() else shipped(str(weights))
+    return path if path.suffix or len(path.parts) > 1 or path.is_file() else shipped(str(weights))
 
-# %% ../nbs/03b_training.ipynb #e54b35d0
+# %% ../nbs/03b_training.ipynb #10d31c9f
 def tensors_in(path, prefix: str) -> dict[str, Tensor]:
     "The tensors of a weights file whose names begin with `prefix`, without it."
-    with safe_open(path, "pt") as f: return {k[len(prefix):]: f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}
+    with safe_open(path, "pt") as f: return {k[len(prefix):]: f.get_tensor(k).clone() for k in f.keys() if k.startswith(prefix)}    # a copy: a file that is held open cannot be replaced everywhere
+
+def shapes_in(path, prefix: str) -> dict[str, tuple]:
+    "Their shapes, without reading them."
+    with safe_open(path, "np") as f: return {k[len(prefix):]: tuple(f.get_slice(k).get_shape()) for k in f.keys() if k.startswith(prefix)}
+
+def check_fit(wanted: dict, there: dict, path):
+    "Raise a WeightsError where the shapes `there`, by name, are not just those that are `wanted`."
+    wrong = [k for k in wanted if k not in there]
+    wrong += [k for k in there if k not in wanted or tuple(there[k]) != tuple(wanted[k])]
+    if wrong: raise WeightsError(f"weights: {path} does not fit its own header: {len(wrong)} tensors are missing, unknown "
+                                 f"or of another shape, such as {wrong[0]}")
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], path):
     "Put `tensors` into the module, if they are just those it has."
     wanted = module.state_dict()
-    wrong = [k for k in wanted if k not in tensors]
-    wrong += [k for k in tensors if k not in wanted or tensors[k].shape != wanted[k].shape]
-    if wrong: raise WeightsError(f"weights: {path} does not fit its own header: {len(wrong)} tensors are missing, unknown "
-                                 f"or of another shape, such as {wrong[0]}")
+    check_fit({k: v.shape for k, v in wanted.items()}, {k: v.shape for k, v in tensors.items()}, path)
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
+
+# %% ../nbs/03b_training.ipynb #441a4127
+@contextmanager
+def at_most(n: int):
+    "A ValueError as soon as a network that is built meanwhile has more than n parameters."
+    count = itertools.count(1)
+    def check(*_):
+        if next(count) > n: raise ValueError("it asks for more tensors than the file has")
+    hook = nn.modules.module.register_module_parameter_registration_hook(check)
+    try: yield
+    finally: hook.remove()
+
+def built(path, config: dict) -> Network:
+    "The network that the header of the file at `path` describes, with new weights; laid out without memory first, to see whether the file has tensors of its shapes."
+    there = shapes_in(path, "network.")
+    try:
+        with torch.device("meta"), at_most(2 * len(there) + 10): plan = build(config)       # some tensors may be made twice
+    except (TypeError, LookupError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
+        raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
+    check_fit({k: v.shape for k, v in plan.state_dict().items()}, there, path)
+    return build(config)
 
 def _make(path) -> Denoiser:
     "The denoiser that the header of `path` describes, with new weights."
     head = header(path)
-    try: denoiser = Denoiser(build(head["network"]), make_schedule(head["schedule"]), head["predicts"], head["clip"])
+    network = built(path, head["network"])
+    try: denoiser = Denoiser(network, make_schedule(head["schedule"]), head["predicts"], head["clip"])
     except (TypeError, LookupError, ValueError, AttributeError, RuntimeError) as e:
         raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
     denoiser.info = head["info"]
@@ -164,7 +204,7 @@ def load(path, device=None) -> Denoiser:
     fill(denoiser.network, tensors_in(path, "network.") | tensors_in(path, "ema."), path)
     return denoiser.to(pick_device(device), memory_format=torch.channels_last).eval().requires_grad_(False)
 
-# %% ../nbs/03b_training.ipynb #83f47337
+# %% ../nbs/03b_training.ipynb #c0b64e27
 def network_header(network: Network, info: dict) -> str:
     "The header of a file of `save_network` as JSON; TypeError where a part of it cannot be written down."
     try: return json.dumps(dict(format=1, network=network.config, info=info))
@@ -180,9 +220,7 @@ def load_network(weights: str | Path, kind: type[Network], device=None) -> Netwo
     Errors: FileNotFoundError; WeightsError for a file that is cut off, foreign, or holds something else."""
     path = weights_path(weights)
     head = file_header(path, ("network", "info"))
-    try: network = build(head["network"])
-    except (TypeError, LookupError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
-        raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
+    network = built(path, head["network"])
     if not isinstance(network, kind): raise WeightsError(f"weights: {path} holds a {type(network).__name__}, expected a {kind.__name__}")
     fill(network, tensors_in(path, "network."), path)
     network.info = head["info"]

@@ -7,7 +7,7 @@ __all__ = ['psnr', 'Residual', 'residuals', 'Encoder', 'Decoder', 'Gaussian', 'V
            'VAELoss', 'vae_loss', 'VAETrainer']
 
 # %% ../nbs/09_vae.ipynb #9e4d63f3
-import functools, time
+import copy, functools, time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ class Gaussian(NamedTuple):
 
     def sample(self, rng: torch.Generator | None = None) -> Tensor:
         "A draw, mean + std * noise, through which gradients reach mean and logvar. Source: 1312.6114, sec. 2.4."
-        noise = torch.randn(self.mean.shape, generator=rng, device=self.mean.device, dtype=self.mean.dtype)
+        noise = torch.randn(self.mean.shape, generator=rng, device=rng.device if rng else self.mean.device, dtype=self.mean.dtype).to(self.mean.device)
         return self.mean + (self.logvar / 2).exp() * noise
 
     def kl(self) -> Tensor:
@@ -180,7 +180,7 @@ class VAETrainer:
             network_header(vae, self.info)           # what no file can hold is an error now, not at the first save
             self.out.parent.mkdir(parents=True, exist_ok=True)
         self.vae = vae.to(self.device, memory_format=torch.channels_last).train()
-        self.loss = functools.partial(vae_loss, self.vae, beta=beta, network=network and network.to(self.device), weight=weight)
+        self.loss = functools.partial(vae_loss, self.vae, beta=beta, network=network and copy.deepcopy(network).to(self.device), weight=weight)
         self.batches = Batches(data, 1, self.recipe.batch, self.recipe.seed, self.recipe.flip, self.device)
         self.optimizer = torch.optim.AdamW(vae.parameters(), lr=self.recipe.lr, betas=(.9, .99), weight_decay=self.recipe.weight_decay)
         self.ema, self.step, self.elapsed, self.history = EMA(vae, self.recipe.ema), 0, 0., []     # history: a VAELoss of numbers a step
