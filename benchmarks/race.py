@@ -516,7 +516,7 @@ def written(args, rows, machine):
     rate = f"The peers' learning rate is {args.lr:g} here, in place of their own, with which they race in [race.md](race.md). " if args.lr else "Their learning rates are meant for longer trainings than this; with ours they race in [race_lr.md](race_lr.md). "
     return f"""# A race: the same flowers, the same minutes{', the same learning rate' if args.lr else ''}
 
-`python benchmarks/race.py --minutes {args.minutes:g}{' --gpu' if args.gpu else ' --no-gpu'}{f' --lr {args.lr:g}' if args.lr else ''}{'' if args.out == OUT else f' --runs {args.runs} --out {args.out}'}`, on {machine}.
+`python benchmarks/race.py --minutes {args.minutes:g}{' --gpu' if args.gpu else ' --no-gpu'}{f' --lr {args.lr:g}' if args.lr else ''}{f' --default-n {args.default_n}' if args.default_n != 64 else ''}{'' if args.out == OUT else f' --runs {args.runs} --out {args.out}'}`, on {machine}.
 
 Three ways to train a diffusion model, from random weights, on *fit* of Oxford-102 at {SIZE}x{SIZE}, for {args.minutes:g} minutes each, {where}. One run a side with one seed, so no error says how much another training would differ. zerodiff has the defaults of `zerodiff train`.
 `denoising-diffusion-pytorch` {version("denoising-diffusion-pytorch")} has its own `GaussianDiffusion` (v-prediction, sigmoid schedule), `Unet` and EMA, with {"the settings of its README" if args.gpu else "the defaults of its `Trainer`"};
