@@ -102,8 +102,9 @@ class Speaking(Weights):
         "A condition for each sentence of `text` (one, or a list), with a class beside it if there are `classes`: as many, or one for all."
         text = [text] if isinstance(text, str) else list(text)
         if not text: raise ValueError("text: got an empty list, expected one sentence or more")
-        network, vectors = self.denoiser.network, self.encoder.encode_text(text)
-        if not hasattr(network, "memory"): raise ValueError("text: this file keeps no vectors of the training pictures, as an ONNX file does not; ask with the weights file, and give its condition to this")
+        network = self.denoiser.network
+        if self.denoiser.info.get("encoder") and not hasattr(network, "memory"): raise ValueError("text: this file keeps no vectors of the training pictures, as an ONNX file does not; ask with the weights file, and give its condition to this")
+        vectors = self.encoder.encode_text(text)
         vectors = (network.remembered(vectors) if len(network.memory) else across(self.encoder, vectors)).cpu()
         labels = None if classes is None else self.numbers(classes)
         if labels is not None: labels, vectors = pairs(labels, vectors, 1, "classes", "sentences")

@@ -19,8 +19,8 @@ from .data import need, replacing
 from .denoiser import Denoiser
 from .pipeline import COMPANIONS, beside
 from .schedule import NoiseSchedule, make_schedule
-from .training import WeightsError, describe
-from .unet import Network, build, check_sides
+from .training import WeightsError, describe, planned
+from .unet import Network, check_sides
 
 # %% ../nbs/13d_other_runtimes.ipynb #91e06d62
 def exportable(network: Network) -> Network:
@@ -132,10 +132,7 @@ class OnnxNetwork(nn.Module):
         self.session, self.header = opened(Path(file), providers)
         self.inputs = {value.name: value.type for value in self.session.get_inputs()}
         self.width = next((v.shape[-1] for v in self.session.get_inputs() if v.name == "cond" and len(v.shape) == 2 and isinstance(v.shape[-1], int)), None)
-        try:
-            with torch.device("meta"): plan = build(self.header["network"])          # shapes without weights
-        except (TypeError, LookupError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
-            raise WeightsError(f"weights: {file}: its header cannot be built ({type(e).__name__}: {e})") from None
+        plan = planned(file, self.header["network"])                                 # shapes without weights
         self.classes = getattr(plan, "classes", None)
         self.channels, self.multiple = innermost(plan).in_channels, multiple(plan)
         self.check = plan.embedding.check if hasattr(plan, "embedding") else None

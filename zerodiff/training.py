@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['pick_device', 'bf16_is_fast', 'pick_precision', 'WeightsError', 'describe', 'file_header', 'header', 'write_tensors',
            'fit_for_a_file', 'save_weights', 'shipped', 'weights_path', 'tensors_in', 'shapes_in', 'check_fit', 'fill',
-           'at_most', 'built', 'load', 'network_header', 'save_network', 'load_network', 'check_recipe', 'Recipe',
-           'several_processes', 'Team', 'TrainingState', 'share', 'own_dice', 'loss_in', 'check_finite', 'Stepper',
-           'averaged', 'save_checkpoint', 'read_run', 'restore', 'in_notebook', 'state_line', 'Lines', 'Bar', 'Curve',
-           'Progress', 'Signals', 'open_board', 'write_log', 'attempt', 'saved_at_the_end', 'Diary', 'run_steps',
-           'Trainer']
+           'at_most', 'planned', 'built', 'load', 'network_header', 'save_network', 'load_network', 'check_recipe',
+           'Recipe', 'several_processes', 'Team', 'TrainingState', 'share', 'own_dice', 'loss_in', 'check_finite',
+           'Stepper', 'averaged', 'save_checkpoint', 'read_run', 'restore', 'in_notebook', 'state_line', 'Lines', 'Bar',
+           'Curve', 'Progress', 'Signals', 'open_board', 'write_log', 'attempt', 'saved_at_the_end', 'Diary',
+           'run_steps', 'Trainer']
 
 # %% ../nbs/03b_training.ipynb #c9302331
 import functools, itertools, json, math, os, signal, sys, threading, time, warnings
@@ -176,13 +176,17 @@ def at_most(n: int):
     try: yield
     finally: hook.remove()
 
-def built(path, config: dict) -> Network:
-    "The network that the header of the file at `path` describes, with new weights; laid out without memory first, to see whether the file has tensors of its shapes."
-    there = shapes_in(path, "network.")
+def planned(path, config: dict) -> Network:
+    "The network that the header of the file at `path` describes, laid out without memory. Errors: WeightsError where it cannot be built."
     try:
-        with torch.device("meta"), at_most(2 * len(there) + 10): plan = build(config)       # some tensors may be made twice
+        with torch.device("meta"): return build(config)
     except (TypeError, LookupError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
         raise WeightsError(f"weights: {path}: its header cannot be built ({type(e).__name__}: {e})") from None
+
+def built(path, config: dict) -> Network:
+    "The same with memory and new weights, once it is seen that the file has tensors of its shapes."
+    there = shapes_in(path, "network.")
+    with at_most(2 * len(there) + 10): plan = planned(path, config)                          # some tensors may be made twice
     check_fit({k: v.shape for k, v in plan.state_dict().items()}, there, path)
     return build(config)
 
