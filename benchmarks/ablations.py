@@ -1,7 +1,7 @@
 """Which parts of the recipe matter? Each row trains the latent model with one thing changed, for as many steps, and tells how natural and how obedient its flowers are.
 
     python benchmarks/ablations.py                                 # every row that is not there yet, and the report
-    python benchmarks/ablations.py --only "predicts noise" "seed 1" --out mine.csv     # on your machine: rows that are in the file are not made again
+    python benchmarks/ablations.py --only "predicts noise" "seed 1" --out my_ablations.csv     # on your machine: rows that are in the file are not made again
     python benchmarks/ablations.py --report                        # only the table, from the rows there are
 
 The network is the shipped latent model's at 64 channels instead of 112, so that a row takes minutes: latents of *fit* by vae24, batches of 64, float32, and everything else as `zerodiff train --latent` has it. The rows "seed 1"
@@ -118,7 +118,7 @@ def main(args):
         names = [row, *AVERAGES][:len(denoisers)]
         add(args.out, [dict(row=name, steps=args.steps, n=args.n) | line(d, evaluation, args) for name, d in zip(names, denoisers)])
         print(f"{row}: done", flush=True)
-    report(tables.read(args.out))
+    report(tables.read(args.out), args.out == OUT)
 
 
 def report(rows, keep):

@@ -10,7 +10,7 @@ A line for each kind in nbs/measured/10_pixel_or_latent.csv, others are left as 
     python benchmarks/pixel_or_latent.py --speed
 
 is a run of its own, in which all kinds take turns: pictures a second in training, the memory that training needs, and the seconds that 16 pictures take.
-Its lines go to nbs/measured/10_speed.csv.
+Its lines go to nbs/measured/10_speed.csv, or beside --out.
 """
 import argparse, time
 from pathlib import Path
@@ -118,7 +118,7 @@ def memory(run):
 
 if args.speed:
     rows = speed(args.only)
-    tables.write(args.out.with_name("10_speed.csv"), rows)
+    tables.write(args.out.with_name("10_speed.csv") if args.out == p.get_default("out") else args.out.with_stem(args.out.stem + "_speed"), rows)
     for row in rows: print(row)
     raise SystemExit
 judge = Judge.load()

@@ -3,7 +3,7 @@
     python benchmarks/quality.py                                   # every row that is not there yet, and the report
     python benchmarks/quality.py --only defaults --n 7348 --seeds 0 1 2
     python benchmarks/quality.py --only denoising                  # who learned by heart: the denoising error on learned and on unseen pictures
-    python benchmarks/quality.py --only defaults --weights latent --out mine.csv     # on your machine: rows that are in the file are not made again
+    python benchmarks/quality.py --only defaults --weights latent --out my_quality.csv     # on your machine: rows that are in the file are not made again
     python benchmarks/quality.py --report                          # only the report, from the rows there are
 
 Groups of rows: `defaults` (each shipped model as `zerodiff sample` uses it), `guidance` (the weight w), `samplers` (each sampler by network calls). As many classes as *fit*
@@ -84,7 +84,7 @@ class Court:
         self.evaluation = Evaluation(self.fit, self.held, lite0(), Judge.load(), folder=Path("runs/features"), space=space)
 
     def floors(self, n, known):
-        "What nothing can beat: *held*, real photographs that no model saw; and for models of latents, *held* through the VAE and back."
+        "What ours are held against: *held*, real photographs that no model saw; and for models of latents, *held* through the VAE and back."
         n = min(n, len(self.held))
         def of(name, figures): return line(dict(weights=name, sampler="", calls="", w="", n=n, seeds=""), self.size, figures)
         if ("held", self.size, n) not in known:                       # photographs as they are: what they get behind a decoder is the next line's

@@ -2,14 +2,14 @@
 
     python benchmarks/race.py --minutes 30 --no-gpu        # two CPU cores, two to three hours; a run that was stopped goes on where it was
     python benchmarks/race.py                              # the same, or where there is a GPU, 5 minutes each and about half an hour in all
-    python benchmarks/race.py --out mine.csv               # leaves race.md alone
+    python benchmarks/race.py --out my_race.csv            # leaves race.md alone
     python benchmarks/race.py --minutes 30 --no-gpu --lr 0.001 --runs runs/race_lr --out benchmarks/race_lr.csv     # the peers at our learning rate
     python benchmarks/race.py --report                     # only the table, from what is there
 
 Every side trains from random weights on *fit* of Oxford-102 at 32x32, with mirroring, one after the other, in processes of their own. On a CPU the networks have equal FLOPs a
 picture (peers.py) and the peers the settings that their own trainers default to; on a GPU everybody has the network and the settings of their own README. Ours has the
-defaults of `zerodiff train`. Each runs in the precision and memory layout in which it is fastest here, tried first. Then each draws with its averaged weights: at 20 network
-calls a picture with samplers it ships, --n pictures, which are compared with 2,048 of *fit*; and with its default sampler, as far as a peer needs 1,000 calls
+defaults of `zerodiff train`. Each runs in the precision and memory layout in which it is fastest here, tried first (ours: as its Trainer chooses). Then each draws with its averaged weights: at 20 network
+calls a picture and at fewer (--calls) with samplers it ships, --n pictures, which are compared with 2,048 of *fit*; and with its default sampler, as far as a peer needs 1,000 calls
 for it only --default-n pictures, for their time alone. Calls are counted as the network is called: a guided step makes two.
 
 All goes to --runs, rows to race.csv, the report to race.md, and pictures to race.png.
@@ -46,6 +46,7 @@ def arguments():
     p.add_argument("--gpu", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="on a GPU, everybody as in their README (where there is one)")
     p.add_argument("--lr", type=float, help="for both peers, in place of their own: shows how much of a gap is the recipe (then name other --runs and --out)")
     p.add_argument("--n", type=int, default=1024, help="pictures by few steps (1024)")
+    p.add_argument("--calls", type=int, nargs="+", default=[20, 10, 6], help="of the network for a picture; even numbers, since a guided step makes two (20 10 6)")
     p.add_argument("--default-n", type=int, default=64, help="pictures by a peer's default sampler (64)")
     p.add_argument("--default-steps", type=int, default=1000, help="its steps (1000); with fewer, denoising-diffusion-pytorch changes to DDIM, as its README says")
     p.add_argument("--report", action="store_true")
@@ -54,6 +55,7 @@ def arguments():
     p.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)           # what a process of one side is to do
     args = p.parse_args()
     if args.gpu and not torch.cuda.is_available(): p.error("--gpu: there is none here")
+    if any(c < 2 or c % 2 for c in args.calls): p.error(f"--calls: got {args.calls}, expected even numbers")
     if args.minutes is None: args.minutes = 5. if args.gpu else 30.
     args.device = "cuda" if args.gpu else "cpu"
     return args
@@ -79,8 +81,8 @@ class Zerodiff:
 
     @staticmethod
     def draws(args):
-        return [SimpleNamespace(name=name, says=f"dpmpp_2m, {steps} steps, w = {w:g}{note}", steps=steps, w=w, n=args.n, calls=2 * steps if w != 1 else steps)
-                for name, steps, w, note in (("default", 20, 3., " (its default)"), ("guided", 10, 3., ""), ("plain", 20, 1., ""))]
+        def draw(name, steps, w, note=""): return SimpleNamespace(name=name, says=f"dpmpp_2m, {steps} steps, w = {w:g}{note}", steps=steps, w=w, n=args.n, calls=2 * steps if w != 1 else steps)
+        return [draw("default", 20, 3., " (its default)"), *(draw(f"guided-{c}", c // 2, 3.) for c in args.calls), *(draw(f"plain-{c}", c, 1.) for c in args.calls)]
 
     def drawer(self, draw, way):
         "What is called for each picture of a batch, and the function that draws one: (network, labels -> pictures)."
@@ -189,7 +191,7 @@ class Lucidrains(Peer):
     def draws(args):
         steps = args.default_steps
         return [SimpleNamespace(name="default", says=f"{'DDPM' if steps == 1000 else 'DDIM'}, {steps} steps (its default)", steps=steps, n=args.default_n, calls=steps),
-                SimpleNamespace(name="ddim", says="DDIM, 20 steps", steps=20, n=args.n, calls=20)]
+                *(SimpleNamespace(name=f"ddim-{c}", says=f"DDIM, {c} steps", steps=c, n=args.n, calls=c) for c in args.calls)]
 
     def drawer(self, draw, way):
         from denoising_diffusion_pytorch import denoising_diffusion_pytorch as theirs
@@ -238,8 +240,8 @@ class Diffusers(Peer):
     def draws(args):
         steps = args.default_steps
         return [SimpleNamespace(name="default", says=f"DDPM, {steps} steps (its default)", kind="DDPMScheduler", steps=steps, n=args.default_n, calls=steps),
-                SimpleNamespace(name="dpm", says="DPM-Solver++(2M), 20 steps", kind="DPMSolverMultistepScheduler", steps=20, n=args.n, calls=20),
-                SimpleNamespace(name="ddim", says="DDIM, 20 steps", kind="DDIMScheduler", steps=20, n=args.n, calls=20)]
+                *(SimpleNamespace(name=f"{name}-{c}", says=f"{says}, {c} steps", kind=kind, steps=c, n=args.n, calls=c)
+                  for name, says, kind in (("dpm", "DPM-Solver++(2M)", "DPMSolverMultistepScheduler"), ("ddim", "DDIM", "DDIMScheduler")) for c in args.calls)]
 
     def drawer(self, draw, way):
         import diffusers
@@ -521,7 +523,7 @@ def written(args, rows, machine):
 Three ways to train a diffusion model, from random weights, on *fit* of Oxford-102 at {SIZE}x{SIZE}, for {args.minutes:g} minutes each, {where}. One run a side with one seed, so no error says how much another training would differ. zerodiff has the defaults of `zerodiff train`.
 `denoising-diffusion-pytorch` {version("denoising-diffusion-pytorch")} has its own `GaussianDiffusion` (v-prediction, sigmoid schedule), `Unet` and EMA, with {"the settings of its README" if args.gpu else "the defaults of its `Trainer`"};
 it takes no classes (the package has a model that does, `classifier_free_guidance`, but its `Trainer` cannot train that). `diffusers` {version("diffusers")} is trained as its example `train_unconditional.py` trains (noise prediction, linear schedule, EMA with warm-up), with the classes that `UNet2DModel` can
-take; its cosine ends with the minutes, and when it draws in few steps, they are spaced as it calls "trailing" (its default would leave out the noisiest). {rate}All mirror pictures by a coin, and all run in the precision and memory layout in which they are fastest here.
+take; its cosine schedule of the learning rate is stretched over the minutes, and when it draws in few steps, they have the spacing it calls "trailing" (its default would leave out the noisiest). {rate}All flip pictures at random. The peers run in the precision and memory layout in which they are fastest here, ours as its `Trainer` chooses.
 
 {training}
 
@@ -533,19 +535,19 @@ mirroring and averaged weights, then draw 64 pictures (with networks of other wi
 KID (± its jackknife error) and FID compare EfficientNet-Lite0 features with those of 2,048 pictures of *fit*; less is better, and the photographs at the end show how little is possible. Those of *fit*
 are not among the 2,048; *held* has 841, and FID grows as pictures get fewer. "Class named" is how often the judge's first guess is the class that was asked for; a
 side without classes has none, and for *fit* none is told, since the judge was trained on it. (Three of the 841 are named right here and not in flowers.md, where the same photographs were shrunk by another routine: some values differ by 1 of 255.) The classes asked for are as frequent as in *fit*. A guided step calls
-the network twice, so zerodiff's default, 20 steps, makes 40 calls; beside it stand 20 calls, as 10 guided steps and as 20 without guidance. Samplers that need
+the network twice, so zerodiff's default, 20 steps, makes 40 calls; beside it stand {', '.join(map(str, args.calls))} calls, guided (half as many steps) and without guidance. Samplers that need
 1,000 calls draw too few pictures to judge; they are there for their time.
 
 ![Sixty-four pictures of each]({args.out.with_suffix('.png').name})
 
-From left to right: {', '.join(f"{name} ({says})" for name, says, _ in gallery(args, rows))}: of each the sampler of 20 calls with the lowest KID.
+From left to right: {', '.join(f"{name} ({says})" for name, says, _ in gallery(args, rows))}: of each the sampler of {max(args.calls)} calls with the lowest KID.
 """
 
 def gallery(args, rows):
-    "Of each side (name, sampler, 64 pictures), of that sampler of 20 calls that has the lowest KID."
+    "Of each side (name, sampler, 64 pictures), of that sampler of the most --calls that has the lowest KID."
     found = []
     for key, side in SIDES.items():
-        best = min((r for r in rows if r["side"] == side.name and "kid" in r and float(r["calls"]) == 20), key=lambda r: float(r["kid"]), default=None)
+        best = min((r for r in rows if r["side"] == side.name and "kid" in r and float(r["calls"]) == max(args.calls)), key=lambda r: float(r["kid"]), default=None)
         if best is None: continue
         draw = next(d for d in side.draws(args) if d.says == best["sampler"])
         found.append((side.name, draw.says, load_file(args.runs / key / f"draw-{draw.name}.safetensors")["pictures"][:64]))

@@ -31,7 +31,7 @@ def args(monkeypatch, tmp_path):
     monkeypatch.setattr(race, "new_denoiser", functools.partial(race.new_denoiser, channels=16, multipliers=(1, 2)))
     for key, make in PEERS.items(): monkeypatch.setattr(race.SIDES[key], "sized", lambda self, make=make: make())
     for key in race.SIDES: (tmp_path / key).mkdir()
-    return SimpleNamespace(runs=tmp_path, device="cpu", minutes=1., gpu=False, lr=None, n=6, default_n=2, default_steps=1000)
+    return SimpleNamespace(runs=tmp_path, device="cpu", minutes=1., gpu=False, lr=None, n=6, calls=[20, 4], default_n=2, default_steps=1000)
 
 @pytest.fixture
 def peer(args): return lambda key: race.SIDES[key](args)

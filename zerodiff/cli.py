@@ -6,9 +6,9 @@
 __all__ = ['EXAMPLES', 'CLASSES', 'FILMS', 'parser', 'drawing_options', 'guidance_options', 'subject_options', 'sample_options',
            'sweep_options', 'switch_options', 'restyle_options', 'reconstruct_options', 'evaluate_options',
            'train_options', 'checked_out', 'opened', 'every', 'subject', 'unheard', 'drawing', 'spread', 'write_frames',
-           'grid', 'said', 'sample', 'sweep', 'switch', 'restyle', 'reconstruct', 'spoken', 'typed', 'to_train_on',
-           'learned_from', 'real_pictures', 'wanted', 'denoising_errors', 'evaluate', 'train', 'tool', 'info', 'run',
-           'main']
+           'grid', 'said', 'sample', 'sweep', 'switch', 'restyle', 'reconstruct', 'learned_from', 'real_pictures',
+           'wanted', 'denoising_errors', 'evidence', 'to_judge', 'evaluate', 'spoken', 'typed', 'called', 'to_train_on',
+           'checkpoint_of', 'begun', 'resumed', 'train', 'tool', 'model_in_a_line', 'info', 'run', 'main']
 
 # %% ../nbs/13b_command_line.ipynb #144e2129
 import argparse, os, shlex, sys
@@ -67,7 +67,7 @@ def drawing_options(p, n: int, steps: int, sampler: str, precision, out: str, sa
     p.add_argument("--precision", default=precision, choices=["fp32", "bf16"], help=f"default {precision or 'bf16 where it is fast'}")
     p.add_argument("--out", default=out, metavar="FILE", help=f".gif, .mp4 or .webp (for a slider) for the film, .png for pictures (default {out})")
 
-# %% ../nbs/13b_command_line.ipynb #ec07d95d
+# %% ../nbs/13b_command_line.ipynb #2dadb6de
 def guidance_options(p, scale):
     "The options of guidance, as in chapter 06."
     p.add_argument("--scale", type=float, default=scale, help=f"guidance weight: 1 is none, more is clearer and less varied (default {3 if scale is None else scale:g})")
@@ -77,7 +77,6 @@ def guidance_options(p, scale):
     p.add_argument("--output", choices=["eps", "x0", "v"], help="what rescale and project act on (default: the network's own)")
     p.add_argument("--no-clip", action="store_true", help="let the guessed pictures leave the range of colours on the way")
 
-# %% ../nbs/13b_command_line.ipynb #93c14f2d
 CLASSES = "names (or parts of them), numbers, or 'all'"
 
 def subject_options(p, otherwise: str):
@@ -93,7 +92,7 @@ def sample_options(p):
     p.add_argument("--columns", type=int, help="pictures in a row of the grid")
     p.add_argument("--guesses", action="store_true", help="in a film: what the model thinks is under the noise, not the noisy pictures")
 
-# %% ../nbs/13b_command_line.ipynb #fe3c3d35
+# %% ../nbs/13b_command_line.ipynb #ef300898
 def sweep_options(p):
     "The options of `sweep`."
     p.add_argument("what", choices=["guidance", "rescale"], help="the knob to turn: the weight w, or phi (then at --scale 6)")
@@ -114,7 +113,6 @@ def switch_options(p):
     guidance_options(p, 3.)
     p.add_argument("--fps", type=float, default=8, help="frames a second (default 8)")
 
-# %% ../nbs/13b_command_line.ipynb #2fb13cd2
 def restyle_options(p):
     "The options of `restyle`."
     p.add_argument("photo", help="a photograph of any size; its largest centred square is used")
@@ -335,32 +333,6 @@ def reconstruct(args):
     save_image(make_grid(enlarge(torch.cat([x, again, (again - x).clamp(-1, 1)]), args.zoom), 3), out)
     said(out, f"{x.numel()} numbers as {where.numel()}, {vae.ratio:g} to 1, PSNR {psnr(again, x).item():.1f} dB")
 
-# %% ../nbs/13b_command_line.ipynb #b1dbd016
-def spoken(args) -> str:
-    "The command as it was typed, for the weights file to say; of paths only the last part, since files travel."
-    paths = {str(p) for p in (args.data, args.out, args.resume, args.tensorboard, args.latent) if p}
-    def short(word):
-        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        return f"{flag}{equals}{Path(value).name}" if value in paths else word
-    return shlex.join(["zerodiff", *map(short, args.words)])
-
-def typed(args, name: str) -> bool:
-    "Whether an option was given, and is not there by default."
-    return any(w.partition("=")[0] == f"--{name}" for w in args.words)
-
-# %% ../nbs/13b_command_line.ipynb #d4071b4c
-def to_train_on(args, checkpoint: Path):
-    "The pictures, what of them the network will see (latents, if `args` or the checkpoint to resume say so), and the space those live in, or None."
-    from zerodiff.latent import encoded
-    from zerodiff.pipeline import open_data
-    from zerodiff.training import header
-    begun = header(checkpoint)["info"] if args.resume else {}
-    latent = begun.get("latent") if args.resume else args.latent and dict(weights=args.latent)
-    if args.size is None: args.size = begun.get("size", 64 if latent else 32)
-    args.multipliers = args.multipliers or ([1, 2] if latent else [1, 2, 2])
-    pictures = open_data(args.data, args.size)
-    return (pictures, *encoded(pictures, latent, args.device)) if latent else (pictures, pictures, None)
-
 # %% ../nbs/13b_command_line.ipynb #24b679f2
 def learned_from(args, pipe) -> str:
     "The name or folder of the pictures that a model learned from. A weights file knows only the name of a folder, not where it is."
@@ -390,10 +362,28 @@ def denoising_errors(pipe, learned, held) -> dict[str, str]:
     if pipe.classes and pipe.classes == learned.classes == held.classes: told["denoising error, told the class"] = lambda labels: pipe.labels(labels.tolist())
     return {name: "{} on learned pictures, {} on held ones".format(*by_heart(pipe.denoiser, pipe.space, learned, held, conditions=c)) for name, c in told.items()}
 
-# %% ../nbs/13b_command_line.ipynb #80eb1348
+# %% ../nbs/13b_command_line.ipynb #bd84b2fd
+def evidence(args, pipe, protocol: dict):
+    "What pictures are compared with: the name of the data, the reference, and held pictures, or None where there are none or they are the reference."
+    data, size = learned_from(args, pipe), pipe.size if pipe else args.size or 64
+    reference, held = real_pictures(args, data, size)
+    if protocol.get("against") == "held": reference, held = held, None
+    if reference is None: raise ValueError(f"held: got none for {data}, expected --held FOLDER: protocol {args.protocol} compares with pictures that were not learned from")
+    return data, reference, held
+
+def to_judge(args, pipe, protocol: dict, reference):
+    "The pictures to judge, a set for each seed; their classes, or None; and how they were made."
+    from zerodiff.data import image_folder
+    if pipe is None: return [image_folder(args.folder, args.size or 64, small=0)], None, dict(folder=Path(args.folder).name)
+    labels, conditions = wanted(pipe, reference, args.n)
+    options = {k: protocol[k] for k in ("sampler", "steps", "scale")}
+    samples = [pipe.draw(conditions, args.n, seed, progress=True, **options) for seed in args.seeds]
+    return samples, labels, dict(weights=Path(args.weights or "flowers").name, seeds=" ".join(map(str, args.seeds))) | options
+
+# %% ../nbs/13b_command_line.ipynb #ef1da764
 def evaluate(args):
     "Print the report of chapter 12 about the pictures of weights, or of a folder."
-    from zerodiff.data import image_folder, replacing
+    from zerodiff.data import replacing
     from zerodiff.judge import Judge, read_judge
     from zerodiff.metrics import PROTOCOLS, Evaluation, extractors
     from zerodiff.pipeline import Pipeline
@@ -404,54 +394,89 @@ def evaluate(args):
     if args.folder and args.weights: raise ValueError("weights, folder: got both, expected one of the two")
     protocol = PROTOCOLS[args.protocol] if args.protocol else dict(extractor=args.extractor, sampler=args.sampler, steps=args.steps, scale=args.scale)
     pipe = None if args.folder else Pipeline.load(args.weights or "flowers", args.device, args.precision)
-    data, size = learned_from(args, pipe), pipe.size if pipe else args.size or 64
-    reference, held = real_pictures(args, data, size)
-    if protocol.get("against") == "held": reference, held = held, None
-    if reference is None: raise ValueError(f"held: got none for {data}, expected --held FOLDER: protocol {args.protocol} compares with pictures that were not learned from")
+    data, reference, held = evidence(args, pipe, protocol)
     device = pick_device(args.device)
     judge = Judge.load(device=device) if reference.classes == read_judge()[2]["names"] and (not pipe or pipe.classes == reference.classes) else None
     court = Evaluation(reference, held, extractors[protocol["extractor"]](device=device), judge, folder=args.features, space=pipe and pipe.space)
-    if pipe:
-        labels, conditions = wanted(pipe, reference, args.n)
-        options = {k: protocol[k] for k in ("sampler", "steps", "scale")}
-        samples = [pipe.draw(conditions, args.n, seed, progress=True, **options) for seed in args.seeds]
-        about = dict(weights=Path(args.weights or "flowers").name, seeds=" ".join(map(str, args.seeds))) | options
-    else: samples, labels, about = [image_folder(args.folder, size, small=0)], None, dict(folder=Path(args.folder).name)
+    samples, labels, about = to_judge(args, pipe, protocol, reference)
     if pipe and held is not None: about |= denoising_errors(pipe, reference, held)
     report = str(court.report(samples, labels, data=Path(data).name, **about))
     print(report)
     if args.out:
         with replacing(args.out) as aside: aside.write_text(report + "\n", "utf-8")
 
-# %% ../nbs/13b_command_line.ipynb #a5d920fb
-def train(args):
-    "Train a new model, or go on with one, and say where it is."
-    from zerodiff.pipeline import new_denoiser, preview
-    from zerodiff.training import Trainer
-    if args.steps is None and args.minutes is None and not args.resume: args.minutes = 30.
+# %% ../nbs/13b_command_line.ipynb #bc35b485
+def spoken(args) -> str:
+    "The command as it was typed, for the weights file to say; of paths only the last part, since files travel."
+    paths = {str(p) for p in (args.data, args.out, args.resume, args.tensorboard, args.latent) if p}
+    def short(word):
+        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        return f"{flag}{equals}{Path(value).name}" if value in paths else word
+    return shlex.join(["zerodiff", *map(short, args.words)])
+
+def typed(args, name: str) -> bool:
+    "Whether an option was given, and is not there by default."
+    return any(w.partition("=")[0] == f"--{name}" for w in args.words)
+
+def called(data: str) -> str:
+    "What a weights file calls the pictures: flowers102, garden, or the name of the folder without its place."
+    if data in ("flowers102", "garden"): return data
+    name = Path(data).resolve().name
+    return f"{name}, a folder" if name in ("flowers102", "garden") else name
+
+def to_train_on(args, checkpoint: Path):
+    "The pictures, what of them the network will see (latents, if `args` or the checkpoint to resume say so), and the space those live in, or None."
+    from zerodiff.latent import encoded
+    from zerodiff.pipeline import open_data
+    from zerodiff.training import header
+    begun = header(checkpoint)["info"] if args.resume else {}
+    latent = begun.get("latent") if args.resume else args.latent and dict(weights=args.latent)
+    if args.size is None: args.size = begun.get("size", 64 if latent else 32)
+    args.multipliers = args.multipliers or ([1, 2] if latent else [1, 2, 2])
+    pictures = open_data(args.data, args.size)
+    return (pictures, *encoded(pictures, latent, args.device)) if latent else (pictures, pictures, None)
+
+# %% ../nbs/13b_command_line.ipynb #afb0e3c7
+def checkpoint_of(args) -> Path:
+    "The file to go on from, or the one that a new run will write; refused where another run would be lost."
     where = Path(args.out if args.resume in (None, True) else args.resume)
     checkpoint = where if where.suffix == ".safetensors" else where / "checkpoint.safetensors"
     if args.resume and not checkpoint.exists(): raise FileNotFoundError(f"resume: there is no checkpoint at {checkpoint}")
     if not args.resume and checkpoint.exists(): raise FileExistsError(f"out: {checkpoint} is there already; give --resume to go on with it, or another --out")
     later = checkpoint.with_name("checkpoint.safetensors")                    # where the run will be saved
     if args.resume and checkpoint != later and later.exists(): raise FileExistsError(f"resume: to go on from {checkpoint.name} would write over {later}; put it into a folder of its own first")
+    return checkpoint
+
+def begun(args, pictures, data, space, **options):
+    "The trainer of a new run."
+    from zerodiff.pipeline import new_denoiser
+    from zerodiff.training import Trainer
+    about = dict(data=called(args.data), command=spoken(args)) | (dict(split="fit") if args.data == "flowers102" else {})
+    denoiser = new_denoiser(pictures, args.channels, tuple(args.multipliers), args.blocks, args.patch, args.seed, space, **about)
+    recipe = {k: getattr(args, k) for k in "steps minutes batch accumulate lr warmup ema seed precision".split()}
+    return Trainer(denoiser, data, args.out, **options, **recipe)
+
+def resumed(args, checkpoint: Path, data, **options):
+    "The trainer of a run that goes on; the reader is told which of the options typed it cannot change."
+    from zerodiff.training import Trainer
+    changed = {k: v for k, v in dict(steps=args.steps, minutes=args.minutes).items() if v is not None}
+    changed |= {k: getattr(args, k) for k in ("precision", "accumulate") if typed(args, k)}
+    trainer = Trainer.resume(checkpoint, data, checkpoint.parent, **options, **changed)
+    for k in ("batch", "lr", "warmup", "ema", "seed"):
+        kept = getattr(trainer.recipe, k)
+        if typed(args, k) and getattr(args, k) != kept: print(f"{k}: a run that goes on keeps its {kept:g}", file=sys.stderr)
+    return trainer
+
+# %% ../nbs/13b_command_line.ipynb #cbd3ddef
+def train(args):
+    "Train a new model, or go on with one, and say where it is."
+    from zerodiff.pipeline import preview
+    if args.steps is None and args.minutes is None and not args.resume: args.minutes = 30.
+    checkpoint = checkpoint_of(args)
     pictures, data, space = to_train_on(args, checkpoint)
-    name = args.data if args.data in ("flowers102", "garden") else Path(args.data).resolve().name
-    if name != args.data and name in ("flowers102", "garden"): name = f"{name}, a folder"
     options = dict(save_every=args.save_every, preview=preview if args.preview_every else None, preview_every=args.preview_every or 1,
                    tensorboard=args.tensorboard, device=args.device, compile=args.compile)
-    if args.resume:
-        changed = {k: v for k, v in dict(steps=args.steps, minutes=args.minutes).items() if v is not None}
-        changed |= {k: getattr(args, k) for k in ("precision", "accumulate") if typed(args, k)}
-        trainer = Trainer.resume(checkpoint, data, checkpoint.parent, **options, **changed)
-        for k in ("batch", "lr", "warmup", "ema", "seed"):
-            kept = getattr(trainer.recipe, k)
-            if typed(args, k) and getattr(args, k) != kept: print(f"{k}: a run that goes on keeps its {kept:g}", file=sys.stderr)
-    else:
-        about = dict(data=name, command=spoken(args)) | (dict(split="fit") if name == "flowers102" else {})
-        denoiser = new_denoiser(pictures, args.channels, tuple(args.multipliers), args.blocks, args.patch, args.seed, space, **about)
-        recipe = {k: getattr(args, k) for k in "steps minutes batch accumulate lr warmup ema seed precision".split()}
-        trainer = Trainer(denoiser, data, args.out, **options, **recipe)
+    trainer = resumed(args, checkpoint, data, **options) if args.resume else begun(args, pictures, data, space, **options)
     size = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     print(f"{len(pictures)} pictures of {args.size}x{args.size}{f' as latents of {space.weights}' if space else ''}, {len(data.classes)} classes; {size:.1f} M weights on {trainer.device}, {trainer.recipe.precision}; from step {trainer.step}")
     try: trainer.fit()
@@ -461,13 +486,22 @@ def train(args):
     loss = f", loss {trainer.history[-1][2]:.4f}" if trainer.history else ""
     print(f"{trainer.step} steps{loss}; sample with: zerodiff sample --weights {trainer.checkpoint}")
 
-# %% ../nbs/13b_command_line.ipynb #cb713f54
+# %% ../nbs/13b_command_line.ipynb #abbfe816
 def tool(path) -> str:
     "What a weights file is that holds no diffusion model."
     from zerodiff.training import file_header
     try: head = file_header(path, ("network", "info"))
     except ValueError: return "a tool of the chapters"
     return f"{head['network']['class'].rpartition('.')[2]}; trained on {head['info'].get('data', 'unknown data')}"
+
+def model_in_a_line(head: dict) -> str:
+    "What a diffusion model draws, how, and what it was trained on, from the header of its file."
+    about = head["info"]
+    recipe, progress = about.get("recipe", {}), about.get("progress", {})
+    return (f"{about.get('size', '?')} px, {len(about.get('classes', []))} classes{', sentences' if 'encoder' in about else ''}"
+            f"{', latents of ' + str(about['latent'].get('weights')) if 'latent' in about else ''}, "
+            f"{head['predicts']}-prediction, {head['schedule']['name']} schedule; trained on {about.get('data', 'unknown data')}, "
+            f"{progress.get('step', '?')} steps of {recipe.get('batch', '?')} pictures in {progress.get('elapsed', 0) / 60:.0f} minutes")
 
 def info(args):
     "Print versions, device, and what each weights file was trained on."
@@ -485,17 +519,12 @@ def info(args):
             if args.weights: raise
             print(f"{name}: {tool(path)}")
             continue
-        about = head["info"]
-        recipe, progress = about.get("recipe", {}), about.get("progress", {})
-        print(f"{name}: {about.get('size', '?')} px, {len(about.get('classes', []))} classes{', sentences' if 'encoder' in about else ''}"
-              f"{', latents of ' + str(about['latent'].get('weights')) if 'latent' in about else ''}, "
-              f"{head['predicts']}-prediction, {head['schedule']['name']} schedule; trained on {about.get('data', 'unknown data')}, "
-              f"{progress.get('step', '?')} steps of {recipe.get('batch', '?')} pictures in {progress.get('elapsed', 0) / 60:.0f} minutes")
-        if args.weights: print(json.dumps({k: v for k, v in head.items() if k != "info"} | {"info": {k: v for k, v in about.items() if k != "progress"}}, indent=2))
+        print(f"{name}: {model_in_a_line(head)}")
+        if args.weights: print(json.dumps(head | {"info": {k: v for k, v in head["info"].items() if k != "progress"}}, indent=2))
 
-# %% ../nbs/13b_command_line.ipynb #817c20e3
+# %% ../nbs/13b_command_line.ipynb #1ef7b544
 def run(command, args) -> int:
-    "Run one command: 0, or 2 after one line on the error stream for an input that will not do, or 130 after Ctrl-C."
+    "Run one command: 0, or 2 after one line on the error stream for what will not do (an input, a full disk), or 130 after Ctrl-C."
     try: command(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

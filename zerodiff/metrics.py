@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['extractors', 'PROTOCOLS', 'Extractor', 'lite0', 'inception', 'inception75', 'features', 'moments', 'frechet_distance',
-           'check_features', 'fid', 'Estimate', 'cubic', 'kid', 'nearest_distances', 'within_balls', 'PrecisionRecall',
-           'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'copied', 'views', 'Copies', 'some',
-           'denoising_error', 'by_heart', 'behind', 'Report', 'labels_like', 'over_seeds', 'Measures', 'Evaluation']
+           'check_features', 'fid', 'Estimate', 'cubic', 'with_itself', 'kernel_sums', 'kid', 'nearest_distances',
+           'within_balls', 'PrecisionRecall', 'precision_recall', 'diversity', 'Nearest', 'nearest', 'nearer', 'copied',
+           'views', 'Copies', 'some', 'denoising_error', 'by_heart', 'behind', 'Report', 'labels_like', 'over_seeds',
+           'Measures', 'Evaluation']
 
 # %% ../nbs/12_evaluation.ipynb #64609f36
 import math, warnings
@@ -106,9 +107,9 @@ def check_features(a: Tensor, b: Tensor, least: int = 2, names: str = "real, fak
     if not (a.isfinite().all() and b.isfinite().all()): raise ValueError(f"{names}: hold NaN or infinities")
 
 def fid(real: Tensor, fake: Tensor) -> float:
-    """The Fréchet distance between Gaussians fitted to two sets of features, (N, D) and (M, D). Source: 1706.08500, eq. 6.
+    """The squared Fréchet distance between Gaussians fitted to two sets of features, (N, D) and (M, D). Source: 1706.08500, eq. 6.
 
-    Too large by about something / N: only comparable at equal N and M. Errors: ValueError for fewer than 2 pictures or other shapes.
+    Too large by terms in 1/N and 1/M: only comparable at equal N and M. Errors: ValueError for fewer than 2 pictures or other shapes.
     """
     check_features(real, fake)
     return frechet_distance(*moments(real), *moments(fake))
@@ -125,6 +126,15 @@ def cubic(x: Tensor, y: Tensor) -> Tensor:
     "The kernel (x . y / D + 1)^3 between features (N, D) and (M, D), (N, M). Source: 1801.01401, sec. 4."
     return (x @ y.T / x.shape[1] + 1) ** 3
 
+def with_itself(x: Tensor) -> Tensor:
+    "The kernel of each of (N, D) with itself, summed: what a mean over *different* points leaves out."
+    return (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
+
+def kernel_sums(parts, x: Tensor) -> tuple[Tensor, Tensor]:
+    "The kernel summed over different points of each pair of `parts`, (F, F); and over each part's points, of its mean over x (N, D), (F,)."
+    pairs = torch.stack([torch.stack([cubic(p, q).sum() for q in parts]) for p in parts]) - torch.stack([with_itself(p) for p in parts]).diag()
+    return pairs, torch.stack([sum(cubic(rows, x).mean(1).sum() for rows in p.split(1024)) for p in parts])
+
 def kid(real: Tensor, fake: Tensor, folds: int = 10) -> Estimate:
     """Squared maximum mean discrepancy of features (N, D) and (M, D) under the cubic kernel, without bias. Source: 1801.01401, eq. 4.
 
@@ -133,11 +143,9 @@ def kid(real: Tensor, fake: Tensor, folds: int = 10) -> Estimate:
     check_features(real, fake)
     if folds < 2: raise ValueError(f"folds: got {folds}, expected at least 2")
     x, y, n = real.double(), fake.double()[torch.randperm(len(fake), generator=torch.Generator().manual_seed(0))], len(fake)
-    def itself(points): return (points.square().sum(1) / points.shape[1] + 1).pow(3).sum()                            # of every point with itself
-    own = (sum(cubic(part, x).sum() for part in x.split(1024)) - itself(x)) / (len(x) * (len(x) - 1))                  # of different real ones
+    own = (sum(cubic(part, x).sum() for part in x.split(1024)) - with_itself(x)) / (len(x) * (len(x) - 1))             # of different real ones
     parts = y.tensor_split(folds) if n > max(folds, 3) else (y,)
-    pairs = torch.stack([torch.stack([cubic(p, q).sum() for q in parts]) for p in parts]) - torch.stack([itself(p) for p in parts]).diag()
-    across = torch.stack([sum(cubic(rows, x).mean(1).sum() for rows in p.split(1024)) for p in parts])
+    pairs, across = kernel_sums(parts, x)
     def squared(pairs, across, m): return own + pairs / (m * (m - 1)) - 2 * across / m
     whole = squared(pairs.sum(), across.sum(), n).item()
     if len(parts) == 1: return Estimate(whole)
@@ -354,14 +362,26 @@ class Measures:
 
     def figures(self, seen: Tensor, labels: Tensor | None = None, said: Tensor | None = None, held: Tensor | None = None) -> dict[str, Estimate]:
         "The figures of pictures by their features, and by what the judge said; `held` are their indices, if they are held ones themselves."
+        return self.distances(seen) | self.theft(seen, held) | self.by_class(seen, labels, said)
+
+    def distances(self, seen: Tensor) -> dict[str, Estimate]:
+        "FID, KID, precision and recall against the photographs of the reference."
         name = self.extractor.name
-        found = {f"FID-{name}": Estimate(fid(self.real, seen)), f"KID-{name}": kid(self.real, seen)}
-        found |= {k: Estimate(v) for k, v in zip(("precision", "recall"), precision_recall(self.real, seen, self.k))}
-        if self.copies:
-            judged = seen if held is None else self.copies.unseen[0, held]
-            found |= self.copies.figures(judged)
-            if held is not None: del found["copied"]                                   # the unseen picture nearest to a held one is itself
-            if self.eyes is not self.extractor: found[f"KID-{name} behind"] = kid(self.copies.learned[0], judged)
+        return {f"FID-{name}": Estimate(fid(self.real, seen)), f"KID-{name}": kid(self.real, seen)} | {
+            k: Estimate(v) for k, v in zip(("precision", "recall"), precision_recall(self.real, seen, self.k))}
+
+    def theft(self, seen: Tensor, held: Tensor | None) -> dict[str, Estimate]:
+        "What tells copies, and for a model of latents the KID behind its decoder."
+        if not self.copies: return {}
+        judged = seen if held is None else self.copies.unseen[0, held]
+        found = self.copies.figures(judged)
+        if held is not None: del found["copied"]                                       # the unseen picture nearest to a held one is itself
+        if self.eyes is not self.extractor: found[f"KID-{self.extractor.name} behind"] = kid(self.copies.learned[0], judged)
+        return found
+
+    def by_class(self, seen: Tensor, labels: Tensor | None, said: Tensor | None) -> dict[str, Estimate]:
+        "Diversity within a class, and how often the judge names the class."
+        found = {}
         if labels is not None and labels.bincount().max() > 1: found["diversity"] = Estimate(diversity(seen, labels))
         if said is not None:
             hits = agreement(said, labels)
@@ -396,10 +416,15 @@ class Evaluation(Measures):
         few = n if self.held is None else min(n, len(self.held))
         rows = {f"{m} samples": row for m, row in self.over(samples, labels, (n, few)).items()}
         if self.held is not None: rows[f"{few} held"] = self.floor(few)
-        e, r = self.extractor, self.reference
-        about = dict(reference=f"{len(r)} pictures", size=f"{self.size[0]}x{self.size[1]} pixels", extractor=f"{e.name}, at {e.size}x{e.size}, {e.resize}", neighbours=self.k,
-                     **({} if self.eyes is e else dict(behind="copies are looked for among reference and held pictures that went through the VAE of the samples, and with those the KID called behind compares")),
-                     errors=(f"of the mean over {len(samples)} seeds" if len(samples) > 1 else "of one seed: KID by the jackknife, class by counts") + ("" if self.held is None else "; nearer and copied: what they are without copying"))
-        if few <= self.real.shape[1]: about["note"] = f"FID of no more pictures than there are features ({self.real.shape[1]}) is mostly bias: read it beside the floor, at equal numbers"
+        about = self.about(len(samples), few)
         if twice := about.keys() & settings: raise ValueError(f"settings: got {', '.join(sorted(twice))}, which the report says by itself; expected other names")
         return Report(rows, about | settings)
+
+    def about(self, seeds: int, few: int) -> dict[str, str]:
+        "All that the figures depend on, but for how the samples were made; `few`: pictures in the row beside the floor."
+        e, r = self.extractor, self.reference
+        found = dict(reference=f"{len(r)} pictures", size=f"{self.size[0]}x{self.size[1]} pixels", extractor=f"{e.name}, at {e.size}x{e.size}, {e.resize}", neighbours=self.k,
+                     **({} if self.eyes is e else dict(behind="copies are looked for among reference and held pictures that went through the VAE of the samples, and with those the KID called behind compares")),
+                     errors=(f"of the mean over {seeds} seeds" if seeds > 1 else "of one seed: KID by the jackknife, class by counts") + ("" if self.held is None else "; nearer and copied: what they are without copying"))
+        if few <= self.real.shape[1]: found["note"] = f"FID of no more pictures than there are features ({self.real.shape[1]}) is mostly bias: read it beside the floor, at equal numbers"
+        return found

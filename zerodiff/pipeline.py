@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'COMPANIONS', 'find_class', 'Weights', 'Speaking', 'Walking', 'Drawing', 'places', 'of_these', 'dice',
-           'named_sampler', 'Sharing', 'beside', 'fetched', 'Editing', 'Pipeline', 'pairs', 'inverted', 'open_photo',
-           'new_denoiser', 'open_data', 'preview', 'facts', 'model_card']
+           'named_sampler', 'Sharing', 'beside', 'downloaded', 'fetched', 'Editing', 'Pipeline', 'pairs', 'inverted',
+           'open_photo', 'new_denoiser', 'open_data', 'preview', 'facts', 'model_card']
 
 # %% ../nbs/13_pipeline.ipynb #e0c07384
 import difflib, functools, json, tempfile
@@ -231,17 +231,21 @@ def beside(denoiser: Denoiser, folder: Path) -> Denoiser:
             denoiser.info = denoiser.info | {key: about | dict(weights=str(folder / name))}
     return denoiser
 
-def fetched(where, revision: str | None = None) -> Path:
-    "The file of the model in the folder or repository `where`, brought here with those that it needs. Errors as of `from_pretrained`."
-    folder, files = Path(where).expanduser(), [MODEL, *COMPANIONS.values()]
+def downloaded(where, revision: str | None = None) -> Path:
+    "The folder `where`, or the one into which the Hub's repository of this name was brought."
+    folder = Path(where).expanduser()
     if folder.is_dir():
         if revision is not None: raise ValueError(f"revision: got {revision!r} for the folder {where}, expected None: a folder has but one")
-    else:
-        hub = need("huggingface_hub", "hub")
-        try: folder = Path(hub.snapshot_download(str(where), revision=revision, allow_patterns=files))
-        except (OSError, ValueError) as e:
-            why = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-            raise FileNotFoundError(f"weights: got {where}, which is no folder here, and the Hub has it not: {why}") from e
+        return folder
+    hub = need("huggingface_hub", "hub")
+    try: return Path(hub.snapshot_download(str(where), revision=revision, allow_patterns=[MODEL, *COMPANIONS.values()]))
+    except (OSError, ValueError) as e:
+        why = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise FileNotFoundError(f"weights: got {where}, which is no folder here, and the Hub has it not: {why}") from e
+
+def fetched(where, revision: str | None = None) -> Path:
+    "The file of the model in the folder or repository `where`, brought here with those that it needs. Errors as of `from_pretrained`."
+    folder = downloaded(where, revision)
     wanted = f"expected {MODEL} as `save_pretrained` or `push_to_hub` of zerodiff writes it"
     try: said = header(folder / MODEL)["info"]
     except FileNotFoundError:
@@ -262,7 +266,7 @@ class Editing(Sharing):
         strength: 0 leaves the photo, 1 keeps nothing of it but, with `invert`, the noise that it is made of; that has no dice, so n must be 1.
         """
         ts = steps_below(strength, steps, self.schedule.T)
-        if invert and n != 1: raise ValueError(f"n: got {n}, expected 1: inversion throws no dice, all would be the same picture")
+        if invert and n != 1: raise ValueError(f"n: got {n}, expected 1: inversion rolls no dice, all would be the same picture")
         labels, x0, done = self.labels(classes, n, seed), self.space.encode(open_photo(photo, self.size).to(self.device)), []
         invert = invert and len(ts) > 0                      # at strength 0 there is nothing to undo
         if invert: x0 = inverted(self, x0, ts)
@@ -359,7 +363,7 @@ def preview(denoiser: Denoiser) -> Tensor:
     spread = torch.linspace(0, len(pipe.classes) - 1, 16).round().int().unique().tolist() if pipe.classes else None
     return pipe(spread, n=1 if spread else 16)
 
-# %% ../nbs/13_pipeline.ipynb #e8a4c7b5
+# %% ../nbs/13_pipeline.ipynb #4047de14
 def facts(head: dict) -> dict[str, str]:
     "What the header of a weights file says of its model, in words; of what it does not say there is nothing."
     about, classes, network = head["info"], [], head["network"]
@@ -374,6 +378,7 @@ def facts(head: dict) -> dict[str, str]:
             "network": [" around ".join(classes), f"predicts {head['predicts']} under a {head['schedule']['name']} schedule of {head['schedule']['T']:,} steps"]}
     return {k: found for k, v in said.items() if (found := ", ".join(part for part in v if part))}
 
+# %% ../nbs/13_pipeline.ipynb #8f35ec23
 def model_card(head: dict, name: str, license: str | None = None) -> str:
     "The README of a model called `name`, from the header of its weights file, with the head in YAML that the Hub reads."
     def cell(text): return text.replace("|", "\\|").replace("\n", " ")

@@ -120,7 +120,7 @@ def opened(file: Path, providers) -> tuple:
         return session, found
     except (json.JSONDecodeError, KeyError, TypeError) as e: raise WeightsError(f"weights: the header of {file} cannot be read ({type(e).__name__}: {e})") from None
 
-# %% ../nbs/13d_other_runtimes.ipynb #64e3db9d
+# %% ../nbs/13d_other_runtimes.ipynb #95a5caa1
 class OnnxNetwork(nn.Module):
     """The network in a file of `to_onnx`, run by onnxruntime: `network(x, t, cond)` as before; `.header` is what the file says of itself.
 
@@ -135,7 +135,8 @@ class OnnxNetwork(nn.Module):
         plan = planned(file, self.header["network"])                                 # shapes without weights
         self.classes = getattr(plan, "classes", None)
         self.channels, self.multiple = innermost(plan).in_channels, multiple(plan)
-        self.check = plan.embedding.check if hasattr(plan, "embedding") else None
+        embedding = getattr(plan, "embedding", None)
+        self.check = embedding and (lambda labels: embedding.check(labels, embedding.n, f", or {embedding.n} for no class"))
         for name in ("null", "condition"):                                            # which `guide` and the pipeline ask for
             if hasattr(plan, name): setattr(self, name, getattr(plan, name))
 
@@ -155,15 +156,19 @@ class OnnxNetwork(nn.Module):
             if not hasattr(self, "null"): raise ValueError("cond: got None, expected a vector for each picture, as the network was exported")
             cond = self.null(n)
         if len(cond) != n: raise ValueError(f"cond: got {len(cond)} conditions for {n} pictures, expected {n}")
-        if self.inputs["cond"] == "tensor(float)":
-            cond = (self.condition(cond) if cond.dtype == torch.int64 else cond).float()
-            if cond.ndim != 2 or self.width not in (None, cond.shape[1]): raise ValueError(f"cond: got shape {tuple(cond.shape)}, expected ({n}, {self.width})")
-            if self.classes and hasattr(self, "condition") and not (-1 <= cond[:, -1].min() and cond[:, -1].max() < self.classes):
-                raise ValueError(f"cond: got classes {cond[:, -1].min():g}..{cond[:, -1].max():g}, expected 0..{self.classes - 1}, or -1 for none")
-            return cond
-        self.check(cond, self.check.__self__.n, f", or {self.check.__self__.n} for no class")
+        if self.inputs["cond"] == "tensor(float)": return self.fitting_vectors(cond, n)
+        self.check(cond)
         return cond
 
+    def fitting_vectors(self, cond: Tensor, n: int) -> Tensor:
+        "Vectors as the file takes them, from vectors or from labels."
+        cond = (self.condition(cond) if cond.dtype == torch.int64 else cond).float()
+        if cond.ndim != 2 or self.width not in (None, cond.shape[1]): raise ValueError(f"cond: got shape {tuple(cond.shape)}, expected ({n}, {self.width})")
+        if self.classes and hasattr(self, "condition") and not (-1 <= cond[:, -1].min() and cond[:, -1].max() < self.classes):
+            raise ValueError(f"cond: got classes {cond[:, -1].min():g}..{cond[:, -1].max():g}, expected 0..{self.classes - 1}, or -1 for none")
+        return cond
+
+# %% ../nbs/13d_other_runtimes.ipynb #fea62577
 def load_onnx(file, providers=("CPUExecutionProvider",)) -> Denoiser:
     "The denoiser in a file of `to_onnx`: what `load` is for weights files. A VAE that its header names is looked for beside the file. Errors as of `OnnxNetwork`."
     network = OnnxNetwork(file, providers)
