@@ -113,6 +113,10 @@ def test_first_cell_is_title_and_promise_alone():
         assert lines[0].startswith("# ") and lines[1].startswith("> "), notebook.name
 
 
+def test_a_chapter_has_under_sixty_cells():
+    for notebook in NOTEBOOKS: assert len(json.loads(notebook.read_text("utf-8"))["cells"]) < 60, notebook.name
+
+
 def test_imports_have_cells_of_their_own():
     "To render a page, nbdev runs every cell that imports something: such a cell must do nothing slow."
     def quick(node):

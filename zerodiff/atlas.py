@@ -7,7 +7,7 @@ __all__ = ['MAP_STYLE', 'MAP_BODY', 'MAP_PAGE', 'MAP_DRAW', 'MAP_WORDS', 'MAP_MO
            'neighbours', 'share_alike', 'by_chance', 'kept', 'Plane', 'pca', 'tsne', 'in_square', 'settle', 'scatter',
            'show_map', 'webp', 'save_map', 'laid_out', 'read_map']
 
-# %% ../nbs/07c_map.ipynb #7011b733
+# %% ../nbs/07c_map.ipynb #5c4521b3
 import base64, html, io, json, re
 from pathlib import Path
 from typing import NamedTuple

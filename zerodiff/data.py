@@ -381,6 +381,11 @@ def _files_below(folder):
         seen.add(os.path.realpath(here))
         yield from (Path(here, name) for name in files)
 
+def _names_below(path):
+    "The files below `path`, relative to it and without hidden ones, in the order of their names."
+    names = [p.relative_to(path) for p in _files_below(path) if p.is_file()]
+    return sorted((p for p in names if not any(part.startswith(".") for part in p.parts)), key=Path.as_posix)
+
 def image_folder(path, size=64, small=500):
     """Read a folder of pictures as `Pictures` of size x size: its subfolders are the classes, or it is flat and has none.
 
@@ -392,8 +397,7 @@ def image_folder(path, size=64, small=500):
     if not path.exists(): raise FileNotFoundError(f"image_folder(path): there is no folder {path}")
     if not path.is_dir(): raise NotADirectoryError(f"image_folder(path): {path} is a file, expected a folder of pictures")
     if size < 8: raise ValueError(f"image_folder(size): size is {size}, expected at least 8 pixels")
-    names = [p.relative_to(path) for p in _files_below(path) if p.is_file()]
-    names = sorted((p for p in names if not any(part.startswith(".") for part in p.parts)), key=Path.as_posix)
+    names = _names_below(path)
     if not names: raise ValueError(f"image_folder(path): {path} is empty, expected pictures or subfolders of pictures")
     images, sides, bad = _decode([path / p for p in names], size)
     nested = any(len(p.parts) > 1 and i not in bad for i, p in enumerate(names))

@@ -28,21 +28,6 @@ def _check_steps(t, T):
     if t.numel() and (t.min() < -1 or t.max() >= T):
         raise ValueError(f"t: got {int(t.min())}..{int(t.max())}, expected steps within -1..{T - 1}")
 
-def _one_each(name, value, means):
-    "`value` as a tensor (K,) like `means` (K, D); one number counts for all."
-    value = torch.as_tensor(value, dtype=means.dtype, device=means.device)
-    if value.ndim and value.shape != means.shape[:1]: raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected ({len(means)},)")
-    if not (value > 0).all(): raise ValueError(f"{name}: got {value.min():g}, expected positive numbers")
-    return value.expand(len(means))
-
-def _blobs(mixture, x, t, schedule):
-    "log(w_k p(x | k)) (B, K) of the noised mixture, the pulls (x - alpha m_k) / V_k (B, K, D), alpha and sigma (B, 1)."
-    m, s, w = (p.to(x) for p in (mixture.means, mixture.stds, mixture.weights))
-    alpha, sigma = schedule.at(t, x)
-    V, gap = alpha ** 2 * s ** 2 + sigma ** 2, x[:, None] - alpha[..., None] * m
-    log_p = w.log() - gap.square().sum(-1) / (2 * V) - m.shape[1] / 2 * (2 * math.pi * V).log()
-    return log_p, gap / V[..., None], alpha, sigma
-
 # %% ../nbs/01_noise_schedule.ipynb #8d7674b6
 class ForwardProcess:
     """`x_t = alpha_t x_0 + sigma_t eps` at integer steps t in 0..T-1, from `alpha_bar` (T,), the falling `alpha_t**2` in 0..1.
@@ -154,6 +139,22 @@ def make_schedule(config: dict) -> NoiseSchedule:
     name = config.pop("name", None)
     if name not in makers: raise ValueError(f"schedule: got name {name!r}, expected one of {', '.join(makers)}")
     return makers[name](**config)
+
+# %% ../nbs/01_noise_schedule.ipynb #c6ff48e9
+def _one_each(name, value, means):
+    "`value` as a tensor (K,) like `means` (K, D); one number counts for all."
+    value = torch.as_tensor(value, dtype=means.dtype, device=means.device)
+    if value.ndim and value.shape != means.shape[:1]: raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected ({len(means)},)")
+    if not (value > 0).all(): raise ValueError(f"{name}: got {value.min():g}, expected positive numbers")
+    return value.expand(len(means))
+
+def _blobs(mixture, x, t, schedule):
+    "log(w_k p(x | k)) (B, K) of the noised mixture, the pulls (x - alpha m_k) / V_k (B, K, D), alpha and sigma (B, 1)."
+    m, s, w = (p.to(x) for p in (mixture.means, mixture.stds, mixture.weights))
+    alpha, sigma = schedule.at(t, x)
+    V, gap = alpha ** 2 * s ** 2 + sigma ** 2, x[:, None] - alpha[..., None] * m
+    log_p = w.log() - gap.square().sum(-1) / (2 * V) - m.shape[1] / 2 * (2 * math.pi * V).log()
+    return log_p, gap / V[..., None], alpha, sigma
 
 # %% ../nbs/01_noise_schedule.ipynb #bf396e79
 class GaussianMixture:

@@ -51,12 +51,15 @@ class ClassOrVector(Network):
         "The condition that says nothing, for `n` pictures."
         return self.condition(torch.full((n,), -1, device=device))
 
+    def parts(self, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Of a condition (B, dim + 1), or of labels (B,): the vectors (B, dim), whether each is there (B, 1), and the classes (B, 1), -1 for none."
+        if cond.dtype == torch.int64: cond = self.condition(cond)
+        return cond[:, :-1], (cond[:, :-1] != 0).any(1, keepdim=True), cond[:, -1:]
+
     def drop(self, cond: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "Training conditions, each hidden altogether, or reduced to its class, to its vector, or (a tenth of the rest) left whole; vectors get noise."
-        if cond.dtype == torch.int64: cond = self.condition(cond)
-        vectors, labels = cond[:, :-1], cond[:, -1:]
-        there = (vectors != 0).any(1, keepdim=True)
-        draw = lambda make, *shape: make(*shape, generator=generator, device=cond.device)
+        vectors, there, labels = self.parts(cond)
+        draw = lambda make, *shape: make(*shape, generator=generator, device=vectors.device)
         hidden, u = draw(torch.rand, len(cond), 1) < self.drop_share, draw(torch.rand, len(cond), 1)
         vectors = F.normalize(vectors + self.noise / math.sqrt(self.dim) * draw(torch.randn, *vectors.shape), dim=1).masked_fill(~there, 0)
         return torch.cat([vectors.masked_fill(hidden | (u < .4), 0), labels.masked_fill(hidden | (u > .5), -1)], 1)
@@ -65,8 +68,8 @@ class ClassOrVector(Network):
         if cond is None: cond = self.null(len(x), x.device)
         if cond.dtype == torch.int64: cond = self.condition(cond)
         if cond.shape != (len(x), self.dim + 1): raise ValueError(f"cond: got shape {tuple(cond.shape)} for {len(x)} pictures, expected ({len(x)}, {self.dim + 1})")
-        vectors, labels = cond[:, :-1].float(), cond[:, -1:].round().long()
-        shown, named = (vectors != 0).any(1, keepdim=True), labels >= 0
+        vectors, shown, labels = self.parts(cond)
+        labels, named = labels.round().long(), labels.round() >= 0
         of_class = self.embedding(torch.where(named, labels, self.classes).flatten())     # the null class's row, if there is no vector either
-        of_vector = self.project(math.sqrt(self.dim) * vectors)                          # entries of about 1, as an embedding has them
+        of_vector = self.project(math.sqrt(self.dim) * vectors.float())                  # entries of about 1, as an embedding has them
         return self.network(x, t, torch.where(named | ~shown, of_class, 0) + torch.where(shown, of_vector, 0))

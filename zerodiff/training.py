@@ -165,7 +165,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path):
     check_fit({k: v.shape for k, v in wanted.items()}, {k: v.shape for k, v in tensors.items()}, path)
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
 
-# %% ../nbs/03b_training.ipynb #441a4127
+# %% ../nbs/03b_training.ipynb #e55423f8
 @contextmanager
 def at_most(n: int):
     "A ValueError as soon as a network that is built meanwhile has more than n parameters."
@@ -190,6 +190,7 @@ def built(path, config: dict) -> Network:
     check_fit({k: v.shape for k, v in plan.state_dict().items()}, there, path)
     return build(config)
 
+# %% ../nbs/03b_training.ipynb #abfe4ac1
 def _make(path) -> Denoiser:
     "The denoiser that the header of `path` describes, with new weights."
     head = header(path)
