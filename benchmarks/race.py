@@ -35,6 +35,7 @@ from zerodiff.pipeline import Pipeline, new_denoiser
 from zerodiff.training import (Progress, Signals, Team, Trainer, check_finite, file_header, fill, load, mix_seed, pick_precision, run_steps, saved_at_the_end, tensors_in,
                                write_tensors)
 
+CALLS = [20, 10, 6]                                        # of the network for a picture, as far as not told otherwise
 SIZE, BATCH, LEAST = 32, 64, 256                           # pixels; pictures drawn at once; of fewer pictures than these no quality is told
 OUT = Path(__file__).parent / "race.csv"
 
@@ -46,7 +47,7 @@ def arguments():
     p.add_argument("--gpu", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="on a GPU, everybody as in their README (where there is one)")
     p.add_argument("--lr", type=float, help="for both peers, in place of their own: shows how much of a gap is the recipe (then name other --runs and --out)")
     p.add_argument("--n", type=int, default=1024, help="pictures by few steps (1024)")
-    p.add_argument("--calls", type=int, nargs="+", default=[20, 10, 6], help="of the network for a picture; even numbers, since a guided step makes two (20 10 6)")
+    p.add_argument("--calls", type=int, nargs="+", default=CALLS, help="of the network for a picture; even numbers, since a guided step makes two (20 10 6)")
     p.add_argument("--default-n", type=int, default=64, help="pictures by a peer's default sampler (64)")
     p.add_argument("--default-steps", type=int, default=1000, help="its steps (1000); with fewer, denoising-diffusion-pytorch changes to DDIM, as its README says")
     p.add_argument("--report", action="store_true")
@@ -518,7 +519,7 @@ def written(args, rows, machine):
     rate = f"The peers' learning rate is {args.lr:g} here, in place of their own, with which they race in [race.md](race.md). " if args.lr else "Their learning rates are meant for longer trainings than this; with ours they race in [race_lr.md](race_lr.md). "
     return f"""# A race: the same flowers, the same minutes{', the same learning rate' if args.lr else ''}
 
-`python benchmarks/race.py --minutes {args.minutes:g}{' --gpu' if args.gpu else ' --no-gpu'}{f' --lr {args.lr:g}' if args.lr else ''}{f' --default-n {args.default_n}' if args.default_n != 64 else ''}{'' if args.out == OUT else f' --runs {args.runs} --out {args.out}'}`, on {machine}.
+`python benchmarks/race.py --minutes {args.minutes:g}{' --gpu' if args.gpu else ' --no-gpu'}{f' --lr {args.lr:g}' if args.lr else ''}{' --calls ' + ' '.join(map(str, args.calls)) if args.calls != CALLS else ''}{f' --default-n {args.default_n}' if args.default_n != 64 else ''}{'' if args.out == OUT else f' --runs {args.runs} --out {args.out}'}`, on {machine}.
 
 Three ways to train a diffusion model, from random weights, on *fit* of Oxford-102 at {SIZE}x{SIZE}, for {args.minutes:g} minutes each, {where}. One run a side with one seed, so no error says how much another training would differ. zerodiff has the defaults of `zerodiff train`.
 `denoising-diffusion-pytorch` {version("denoising-diffusion-pytorch")} has its own `GaussianDiffusion` (v-prediction, sigmoid schedule), `Unet` and EMA, with {"the settings of its README" if args.gpu else "the defaults of its `Trainer`"};

@@ -119,6 +119,7 @@ def test_a_new_report_leaves_what_was_written_about_it(args, monkeypatch, tmp_pa
     monkeypatch.setattr(race, "measured", lambda args: [floor])
     race.report(args)
     assert "0.0001" in page.read_text() and race.WORDS not in page.read_text()
+    assert "--calls 20 4 --default-n 2 --runs" in page.read_text()                     # the command that makes it again
     page.write_text(page.read_text() + race.WORDS + "\nOurs is ahead.\n")
     floor["kid"] = "0.0003"
     race.report(args)

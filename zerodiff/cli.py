@@ -429,9 +429,9 @@ def to_train_on(args, checkpoint: Path):
     from zerodiff.latent import encoded
     from zerodiff.pipeline import open_data
     from zerodiff.training import header
-    begun = header(checkpoint)["info"] if args.resume else {}
-    latent = begun.get("latent") if args.resume else args.latent and dict(weights=args.latent)
-    if args.size is None: args.size = begun.get("size", 64 if latent else 32)
+    earlier = header(checkpoint)["info"] if args.resume else {}
+    latent = earlier.get("latent") if args.resume else args.latent and dict(weights=args.latent)
+    if args.size is None: args.size = earlier.get("size", 64 if latent else 32)
     args.multipliers = args.multipliers or ([1, 2] if latent else [1, 2, 2])
     pictures = open_data(args.data, args.size)
     return (pictures, *encoded(pictures, latent, args.device)) if latent else (pictures, pictures, None)

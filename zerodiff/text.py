@@ -69,7 +69,8 @@ class ClassOrVector(Network):
         if cond.dtype == torch.int64: cond = self.condition(cond)
         if cond.shape != (len(x), self.dim + 1): raise ValueError(f"cond: got shape {tuple(cond.shape)} for {len(x)} pictures, expected ({len(x)}, {self.dim + 1})")
         vectors, shown, labels = self.parts(cond)
-        labels, named = labels.round().long(), labels.round() >= 0
+        labels = labels.round().long()
+        named = labels >= 0
         of_class = self.embedding(torch.where(named, labels, self.classes).flatten())     # the null class's row, if there is no vector either
         of_vector = self.project(math.sqrt(self.dim) * vectors.float())                  # entries of about 1, as an embedding has them
         return self.network(x, t, torch.where(named | ~shown, of_class, 0) + torch.where(shown, of_vector, 0))
